@@ -26,7 +26,7 @@ from ual_ray.train.batches import StepPlan
 from ual_ray.train.estimate.devices import Device, find_device, is_here
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
-from ual_ray.train.estimate.sample import Rows, sample_rows, sample_validation
+from ual_ray.train.estimate.sample import Rows, check_validation, sample_rows, sample_validation
 from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.sharding import DTYPES
 from ual_ray.train.tokenize import remedy
@@ -86,6 +86,8 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None, validation: 
 
     Raises UserError for rows or a model that training would reject, and for an unknown GPU.
     """
+    if validation:
+        check_validation(validation)
     config = with_train_dtype(config, None)
     train, model = config.train, Model(config)
     rows = sample_rows(config, smoothed)

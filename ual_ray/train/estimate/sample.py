@@ -50,10 +50,14 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
     return rows
 
 
-def sample_validation(config: Config, path: Path) -> Rows:
-    """Render the validation rows as `sample_rows` does. Raises UserError when none is left and settings need some."""
+def check_validation(path: Path) -> None:
+    """Raise UserError for validation rows with columns or ids that training rejects."""
     check_columns(path, [])
     check_own_ids(path, col.VALIDATION)
+
+
+def sample_validation(config: Config, path: Path) -> Rows:
+    """Render the validation rows as `sample_rows` does. Raises UserError when none is left and settings need some."""
     rows, got = _sample(config, path, col.VALIDATION, [])
     if not len(rows.lengths):
         check_measured(config.train, got, rows.dropped)

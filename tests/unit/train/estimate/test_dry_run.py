@@ -41,6 +41,17 @@ def test_dropped_rows_are_counted_and_none_left_is_an_error(model: str, tmp_path
         sample_rows(settings(model, "train.max_length=16", "train.overlong=drop"), smoothed)
 
 
+def test_validation_rows_that_are_refused_are_named_before_a_row_is_rendered(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [1] * 8)
+    other = tmp_path / "validation.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(smoothed).drop_columns([col.MESSAGES]), other)
+    monkeypatch.setattr(dry_run, "sample_rows", lambda *_: pytest.fail("rows were rendered"))
+    with pytest.raises(UserError, match=r"validation\.parquet lacks columns that training needs"):
+        dry_run.dry_run(settings(model), smoothed, validation=other)
+
+
 def with_sources(smoothed: Path, names: list[str]) -> Path:
     table = pyarrow.parquet.read_table(smoothed)
     pyarrow.parquet.write_table(table.append_column(col.SOURCE, pa.array(names, pa.string())), smoothed)
