@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ual_ray.calibrate.adjustment import MAX_TOKENS, Adjustment, fit_adjustment, remove_floor
 from ual_ray.calibrate.clustering import thin
 from ual_ray.calibrate.metrics import fit_temperature_of
+from ual_ray.models.compat_transformers import auto_causal_lm
 from ual_ray.models.output_head import OutputHead
 
 # Bytes of one chunk's float32 logits; their probabilities take the same amount again.
@@ -72,13 +73,12 @@ class ProbedModel:
         dtype: as evaluate.dtype; on a CPU "auto" and "float16" (slow there) mean float32. device: "cpu" or "cuda", which uses
         all GPUs.
         """
-        from transformers import AutoModelForCausalLM
-
         on_cpu = device == "cpu"
         self.dtype = "float32" if on_cpu and dtype in ("auto", "float16") else dtype
         self.device = torch.device(device)
         spread = not on_cpu and torch.cuda.device_count() > 1
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
+        model_class = auto_causal_lm()
+        self._model: Any = model_class.from_pretrained(
             path,
             dtype="auto" if self.dtype == "auto" else getattr(torch, self.dtype),
             device_map="auto" if spread else {"": device},

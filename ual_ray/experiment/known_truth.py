@@ -29,6 +29,7 @@ from ual_ray.config.names import CONSTANT, NO_SMOOTHING, SFT, SHUFFLED, UAL
 from ual_ray.experiment.findings import KL, METRICS, REGRET, SCALED_KL, Case, Finding, compare, tables
 from ual_ray.experiment.truth import Numbers, World, corrupt, divergence, draw_world, oracle_uncertainty, regret
 from ual_ray.models.chat import IGNORE_INDEX
+from ual_ray.models.compat_transformers import auto_causal_lm
 from ual_ray.smooth import assign_alpha
 from ual_ray.train.loop import TrainingJob, train_worker
 
@@ -133,9 +134,7 @@ def write_tokens(world: World, alpha: Numbers, folder: Path) -> None:
 @torch.no_grad()
 def answer_logits(model: Path, world: World) -> Numbers:
     """Load an exported model, and compute its logits of the answers behind every context, [N, K]."""
-    from transformers import AutoModelForCausalLM
-
-    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    causal_lm = auto_causal_lm().from_pretrained(model, dtype=torch.float32).eval()
     logits = causal_lm(input_ids=torch.from_numpy(world.contexts), use_cache=False).logits[:, -1]
     return np.asarray(logits.double().numpy())
 

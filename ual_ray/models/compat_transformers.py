@@ -28,6 +28,18 @@ class Loaded:
     _internal: Any
 
 
+def auto_causal_lm() -> Any:
+    """Import AutoModelForCausalLM without scikit-learn, half of the time of that; only assisted generation uses it."""
+    from transformers import utils
+
+    available, utils.is_sklearn_available = utils.is_sklearn_available, lambda: False
+    try:
+        from transformers import AutoModelForCausalLM
+    finally:
+        utils.is_sklearn_available = available
+    return AutoModelForCausalLM
+
+
 def rearranged_weights(model: nn.Module) -> list[str]:
     """Describe the weights of which a parameter's first rows are not made of the stored tensors' first rows."""
     from transformers.conversion_mapping import get_model_conversion_mapping

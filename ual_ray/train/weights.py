@@ -10,7 +10,14 @@ from torch import nn
 
 from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
-from ual_ray.models.compat_transformers import Loaded, finish_loading, load_state, optional_file, rearranged_weights
+from ual_ray.models.compat_transformers import (
+    Loaded,
+    auto_causal_lm,
+    finish_loading,
+    load_state,
+    optional_file,
+    rearranged_weights,
+)
 from ual_ray.models.resolve import INDEX, WEIGHTS
 from ual_ray.train.lora import adapted_layers, add_adapters, hold_base, initialize_adapters
 
@@ -20,11 +27,11 @@ ROWS_COMPARED = 8192
 
 def empty_model(path: str, trust_remote_code: bool = False) -> nn.Module:
     """Make a causal LM of the right shape, in float32, without any weights (on the meta device)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        return auto_causal_lm().from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
 def empty_trained_model(path: str, lora: LoraConfig, dtype: str, trust_remote_code: bool = False) -> nn.Module:

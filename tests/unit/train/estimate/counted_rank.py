@@ -1,9 +1,11 @@
 """Take steps of rank 0 of eight, in a group that sends nothing, and count what its tensors take; prints bytes as JSON.
 
-counted_rank.py FOLDER SETTINGS: a folder with a config.json, and keys of `train` as JSON.
+counted_rank.py FOLDER SETTINGS...: a folder with a config.json, and keys of `train` as JSON. Each SETTINGS has a process of its
+own, behind the imports, and a line of the output.
 """
 
 import json
+import os
 import sys
 import weakref
 from typing import Any
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ual_ray.config import Config, TrainConfig
+from ual_ray.models.compat_transformers import auto_causal_lm
 from ual_ray.train.batches import Sample, collate
 from ual_ray.train.compat_torch import storage_key
 from ual_ray.train.estimate.dry_run import Model, micro_batch
@@ -90,8 +93,15 @@ def main(folder: str, settings: dict[str, Any]) -> None:
             optimizer.zero_grad()
     memory = Model(Config(model=folder, train=train)).memory(train, micro)
     estimated = memory.peak - PROCESS_BYTES["cpu"] - memory.parts["checkpoint"]
-    print(json.dumps({"counted": counter.peak, "estimated": estimated, "moment": memory.moment}))
+    print(json.dumps({"counted": counter.peak, "estimated": estimated, "moment": memory.moment}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    auto_causal_lm()
+    assert "sklearn" not in sys.modules, "transformers imports it in another way than auto_causal_lm prevents"
+    for each in sys.argv[2:]:
+        if not (child := os.fork()):
+            main(sys.argv[1], json.loads(each))
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"failed with {each}")
