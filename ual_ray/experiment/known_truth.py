@@ -111,16 +111,16 @@ def write_model(settings: KnownTruthConfig, folder: Path, seed: int) -> None:
 
 
 def write_tokens(world: World, alpha: Numbers, folder: Path) -> None:
-    """Write the contexts to train on and to validate with as rendered rows, in which the label alone is trained on."""
+    """Write the contexts to train on as rendered rows, in which the label alone is trained on."""
     folder.mkdir()
     rows = []
-    for at in range(world.validation):
+    for at in range(world.train):
         ids = [*world.contexts[at].tolist(), int(world.labels[at])]
         rows.append(
             {
                 col.ID: f"{at:08d}",
-                col.SPLIT: col.TRAIN if at < world.train else col.VALIDATION,
-                col.ALPHA: float(alpha[at]) if at < world.train else 0.0,
+                col.SPLIT: col.TRAIN,
+                col.ALPHA: float(alpha[at]),
                 col.UNCERTAINTY: None,
                 col.TARGET_TOKENS: 1,
                 col.INPUT_IDS: ids,
