@@ -60,13 +60,20 @@ LONGEST_FIRST = (
 )
 LONGEST_UNITS = (
     *(
-        "train/test_worker",
-        "test_recipes",
+        "train/estimate/test_counted_memory",
         "experiment/test_known_truth",
+        "train/test_exported_step",
+        "train/test_worker",
+        "train/test_compiled",
+        "test_adversarial_text",
+        "stats/test_unknown",
+        "test_recipes",
+        "train/test_compat_torch",
+        "test_fuzz",
+        "elicit/test_shared_store",
         "report/test_page_data",
-        "train/estimate/test_dry_run",
     ),
-    *("inspect/test_page", "train/test_base_dtype", "stats/test_sequence", "stats/test_bootstrap", "test_fuzz"),
+    *("judge/test_win_rate", "mirror/test_transfer", "bench/test_cases", "test_tables_of_others", "train/test_base_dtype"),
 )
 
 SENTENCES = [

@@ -86,32 +86,34 @@ def test_marked_tensors_share_a_graph_whatever_their_sizes() -> None:
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 COUNT_PAGES = """
-import resource
+import os, resource
 from ual_ray.train import worker
 from ual_ray.train.compat_ray_train import NodeBackend
 import torch
 from ual_ray.train.compat_torch import use_large_pages
-{call}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-tensor = torch.ones(25_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+for ask in (use_large_pages, bool):
+    if not (child := os.fork()):
+        ask()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensor = torch.ones(25_000_000)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
 @pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="the kernel has no large pages")
+@pytest.mark.slow
 def test_what_a_worker_imports_makes_no_tensor_before_it_asks_for_large_pages() -> None:
     """A tensor of 100 MB takes 24,414 pages of 4 KB, or 48 of 2 MB."""
-
-    def pages(call: str) -> int:
-        script = [sys.executable, "-c", COUNT_PAGES.format(call=call)]
-        environment = {name: value for name, value in os.environ.items() if name != LARGE_PAGES}
-        return int(subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout)
-
-    assert pages("use_large_pages()") < 2500 < 20_000 < pages(""), FIX
+    script = [sys.executable, "-c", COUNT_PAGES]
+    environment = {name: value for name, value in os.environ.items() if name != LARGE_PAGES}
+    large, small = map(int, subprocess.run(script, env=environment, capture_output=True, check=True).stdout.split())
+    assert large < 2500 < 20_000 < small, FIX
 
 
 FREE_MEMORY = """
-import os, threading
+import os, sys, threading
 from pathlib import Path
 import torch
 from ual_ray.train.compat_torch import return_freed_memory
@@ -127,23 +129,30 @@ def steps():
         tensors += [torch.ones(tokens + 1, size) for size in (576, 192, 1536) * 10]
         kept = torch.ones(10)  # at the end of the heap
         del tensors
-    print(resident() - before)
+    print(resident() - before, flush=True)
 
-{call}
-thread = threading.Thread(target=steps)
-thread.start()
-thread.join()
+for call in sys.argv[1:]:
+    if not (child := os.fork()):
+        eval(call)
+        thread = threading.Thread(target=steps)
+        thread.start()
+        thread.join()
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+@pytest.mark.slow
 def test_the_memory_of_freed_tensors_is_returned() -> None:
     """Also in another thread than the first, as Ray Train's, which has other heaps."""
 
-    def left(call: str, **variables: str) -> int:
-        script = [sys.executable, "-c", FREE_MEMORY.format(call=call)]
+    def left(*calls: str, **variables: str) -> list[int]:
+        script = [sys.executable, "-c", FREE_MEMORY, *calls]
         others = {name: value for name, value in os.environ.items() if name != LARGE_PAGES and "MALLOC" not in name}
-        return int(subprocess.run(script, env=others | variables, capture_output=True, text=True, check=True).stdout)
+        return [*map(int, subprocess.run(script, env=others | variables, capture_output=True, check=True).stdout.split())]
 
-    assert left("return_freed_memory()") < 50 < 200 < left("")
-    assert left("return_freed_memory()", MALLOC_MMAP_THRESHOLD_=str(2**25)) > 200
+    returned, kept = left("return_freed_memory()", "None")
+    assert returned < 50 < 200 < kept
+    (set_by_user,) = left("return_freed_memory()", MALLOC_MMAP_THRESHOLD_=str(2**25))
+    assert set_by_user > 200

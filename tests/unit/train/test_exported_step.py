@@ -138,6 +138,31 @@ def train(data: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return run
 
 
+@pytest.fixture(scope="module")
+def left() -> dict[str, Path]:
+    """Keep what trainings left that did not end, by their arguments: many tests begin with the same."""
+    return {}
+
+
+@pytest.fixture
+def begin(train: Train, left: dict[str, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Train until a step, or until it exports, and leave checkpoints, or a copy of those of a training that was the same."""
+
+    def run(stop_at: int | None = None, **changes: Any) -> None:
+        name = repr((stop_at, sorted(changes.items())))
+        if name in left:
+            shutil.copytree(left[name], tmp_path, dirs_exist_ok=True)
+            return
+        if stop_at is None:
+            with pytest.raises(InterruptedError):
+                train(killed=True, **changes)
+        else:
+            assert train(stop_at, **changes).ending == "stopped"
+        left[name] = shutil.copytree(tmp_path, tmp_path_factory.mktemp("left"), dirs_exist_ok=True)
+
+    return run
+
+
 @pytest.fixture
 def exported(steps: tuple[list[Weights], list[float]], tmp_path: Path) -> Callable[[], int]:
     """Tell the step whose weights were exported, by the weights."""
@@ -191,31 +216,29 @@ def test_it_is_the_step_that_was_asked_for(train: Train, exported: Any, changes:
 
 @pytest.mark.parametrize(("export", "damage"), [*(("best", damage) for damage in DAMAGES), ("last", "__0_0.distcp")])
 @pytest.mark.slow
-def test_damage_to_the_newest_changes_nothing(train: Train, exported: Any, tmp_path: Path, damage: str, export: str) -> None:
+def test_damage_to_the_newest_changes_nothing(
+    train: Train, begin: Any, exported: Any, tmp_path: Path, damage: str, export: str
+) -> None:
     settings = {"export": export, "keep_checkpoints": 2}
     expected = BEST if export == "best" else STEPS
     # Of the best, and of the end.
     for stop in (BEST, None):
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
-        if stop is None:
-            with pytest.raises(InterruptedError):
-                train(killed=True, **settings)
-        else:
-            assert train(stop, **settings).ending == "stopped"
+        begin(stop, **settings)
         DAMAGES[damage](checkpoint(tmp_path, stop or STEPS))
         assert train(**settings).exported == expected == exported()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.slow
 def test_damage_while_it_exports_never_exports_other_weights(train: Train, exported: Any, tmp_path: Path, damage: str) -> None:
     newest = train(export="best", before_export=lambda: DAMAGES[damage](checkpoint(tmp_path, STEPS)))
     assert newest.exported == BEST == exported()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_without_the_best_nothing_is_exported(train: Train, tmp_path: Path, damage: str) -> None:
-    with pytest.raises(InterruptedError):
-        train(killed=True, export="best")
+def test_without_the_best_nothing_is_exported(train: Train, begin: Any, tmp_path: Path, damage: str) -> None:
+    begin(export="best")
     DAMAGES[damage](checkpoint(tmp_path, BEST))
     with pytest.raises(UserError, match=f"step.0*{BEST}.*(?s:.)*restore it from a copy, or remove"):
         train(export="best")
@@ -232,8 +255,8 @@ def test_without_a_finite_validation_there_is_no_best(train: Train, tmp_path: Pa
 
 
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"epochs": 3}, {"global_batch_size": 4}])
-def test_checkpoints_of_another_training_are_refused(train: Train, changes: Any, tmp_path: Path) -> None:
-    assert train(BEST + 1, export="best").ending == "stopped"
+def test_checkpoints_of_another_training_are_refused(train: Train, begin: Any, changes: Any, tmp_path: Path) -> None:
+    begin(BEST + 1, export="best")
     with pytest.raises(UserError, match="of another training run"):
         train(export="best", **changes)
     assert not (tmp_path / col.MODEL_FOLDER).exists()
