@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,26 @@ class Done:
     reused: bool
 
 
-def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[str, Any]], *, force: bool = False) -> Done:
+def run_stage(
+    folder: Path,
+    inputs: Mapping[str, Any],
+    work: Callable[[], dict[str, Any]],
+    *,
+    force: bool = False,
+    written: Collection[str] | None = None,
+) -> Done:
     """Run a stage in `folder` unless it is finished there; `work()` returns its metrics.
 
     inputs: digests of what the stage reads, and the settings that affect its result. An interrupted stage finds the folder
-    as it left it; `force` empties it first. Raises UserError when the folder belongs to another configuration.
+    as it left it; `force` removes what the stage wrote first. written: its names, in a folder where others may write too;
+    None = all is the stage's. Raises UserError when the folder belongs to another configuration, or has files of these names.
     """
     key = stage_digest(inputs)
     if force:
-        _empty(folder)
+        _empty(folder, written)
     started_as = read_object(folder / STARTED_FILE, "digest", "inputs")
+    if started_as is None and (taken := [name for name in written or () if (folder / name).exists()]):
+        raise UserError(f"{folder} has what this stage did not write", got=taken, fix="give another --out")
     if started_as is not None and started_as["digest"] != key:
         changed = list(differences(redact_values(started_as["inputs"]), redact_values(_plain(inputs))))
         raise UserError(
@@ -83,14 +93,16 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
     return Done(folder, key, metrics, seconds, reused=False)
 
 
-def _empty(folder: Path) -> None:
+def _empty(folder: Path, written: Collection[str] | None) -> None:
     """Remove what a stage wrote, and nothing else. Raises UserError for a folder that no stage made."""
     if folder.is_dir() and any(file.name not in KEPT_FILES for file in folder.iterdir()):
         if not (folder / STARTED_FILE).is_file():
             raise UserError(f"{folder} was not made by this stage", fix="give another --out, or leave --force out")
         # After a kill it is neither done without its files, nor a folder that no stage made.
         order = {DONE_FILE: 0, STARTED_FILE: 2}
-        _clear(folder, KEPT_FILES, key=lambda file: order.get(file.name, 1))
+        own = written if written is None else {*order, *written, *(f"{name}.part" for name in written)}
+        kept = {file.name for file in folder.iterdir() if own is not None and file.name not in own}
+        _clear(folder, {*KEPT_FILES, *kept}, key=lambda file: order.get(file.name, 1))
 
 
 def _clear(folder: Path, kept: Container[str], key: Callable[[Path], Any] | None = None) -> None:

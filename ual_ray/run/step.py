@@ -6,7 +6,7 @@ The pipeline and the single commands run the same steps; a finished step is reco
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,7 +158,8 @@ class Step:
     """One step: `title` is its name on the terminal and in MLflow, such as "train ual".
 
     inputs: all that its result depends on. store: folders of answers of engines to forget when the step is forced. retry: run a
-    finished step again, on what it has. forced_by: stages whose --force includes this step.
+    finished step again, on what it has. forced_by: stages whose --force includes this step. written: names of all that it
+    writes, of a step whose folder may have no key: others may write there too.
     """
 
     stage: StageName | Literal["questions", "scenario", "tokens"]
@@ -169,6 +170,7 @@ class Step:
     store: Path | Sequence[Path] | None = None
     retry: bool = False
     forced_by: frozenset[StageName] = frozenset()
+    written: Collection[str] = ()
 
 
 Work = Callable[[Path], dict[str, Any]]
@@ -186,7 +188,8 @@ def run_step(session: Session, step: Step, work: Work, line: Line) -> Done:
             forget(store)
     if step.retry:
         (folder / DONE_FILE).unlink(missing_ok=True)
-    done = run_stage(folder, step.inputs, lambda: work(folder), force=force)
+    written = None if step.place.keyed else step.written
+    done = run_stage(folder, step.inputs, lambda: work(folder), force=force, written=written)
     if step.place.keyed:
         point_to(step.place.root, folder)
     how = "cached" if done.reused else f"{done.seconds:.0f} s"

@@ -72,7 +72,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
             text += f"; rank correlation with the uncertainty {found[FOLLOWS]:+.2f}"
         return f"{text}; {found['missing']} scores missing ({spec.missing}), {found['excluded']:.0f} rows excluded"
 
-    done = run_step(session, Step("smooth", f"smooth {name}", inputs, place), work, line)
+    done = run_step(session, Step("smooth", f"smooth {name}", inputs, place, written=[col.SMOOTHED_FILE]), work, line)
     role = role_of(spec.map, spec.weight, spec.loss)
     for text in following_warning(name, done.metrics.get(FOLLOWS)) if role == "control" else ():
         session.say("smooth", text, "yellow")

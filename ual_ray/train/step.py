@@ -36,6 +36,7 @@ from ual_ray.run.step import (
     run_step,
 )
 from ual_ray.train.export_dtype import with_export_dtype
+from ual_ray.train.job import CHECKPOINTS, NON_FINITE_FILE
 
 # Why a trial did not end with a model: it is not trained again.
 DIVERGED_FILE = "diverged.json"
@@ -45,6 +46,11 @@ EAFT_VERSION = 2
 VALIDATION_VERSION = 2
 # The version of a model that was registered after its training.
 REGISTERED_FILE, REGISTERED = "registered.json", "registered_version"
+# All names of a training's folder; a test compares those of modules that are not imported here.
+WRITTEN = (
+    *(col.MODEL_FOLDER, col.ADAPTER_FOLDER, col.METRICS_FILE, CHECKPOINTS, "tokens", "nccl", "dropped_ids.txt"),
+    *(NON_FINITE_FILE, DIVERGED_FILE, REGISTERED_FILE, "run_name", "stop", "mlflow_run.json", "mlflow_steps.json"),
+)
 
 
 def tokens_step(session: Session, scored: Path, rows: Path, place: Place) -> Path:
@@ -113,7 +119,7 @@ def train_step(
         metrics = _train_and_log(session, config, run, name, smoothed, rows, folder, lineage, tokens, first)
         return metrics | ({REGISTERED: _register(session, config, run, name, folder, lineage)} if register else {})
 
-    step = Step("train", f"train {name}", inputs, place, lineage)
+    step = Step("train", f"train {name}", inputs, place, lineage, written=WRITTEN)
     if trial:
         return _remembering_divergence(session, step, config.train.skip_non_finite, work)
     done = run_logged_step(session, step, work, _line)

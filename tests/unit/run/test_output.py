@@ -134,6 +134,35 @@ def test_force_does_not_empty_a_folder_of_somebody_else(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_force_in_a_folder_of_several_removes_what_the_stage_wrote_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+
+    def writes() -> dict[str, Any]:
+        for name in ("model", "tokens.part"):
+            (tmp_path / name).mkdir()
+        return {}
+
+    run_stage(tmp_path, {"x": 1}, writes, written=["model", "tokens"])
+    (tmp_path / "evaluate").mkdir()  # by another stage, after this one
+    left: list[str] = []
+
+    def again() -> dict[str, Any]:
+        left.extend(file.name for file in tmp_path.iterdir())
+        return {}
+
+    done = run_stage(tmp_path, {"x": 2}, again, force=True, written=["model", "tokens"])
+    assert not done.reused and sorted(left) == ["evaluate", "started.json", "thesis.tex"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_stage_does_not_replace_what_it_did_not_write(force: bool, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("of the model that is to be trained")
+    with pytest.raises(UserError, match="(?s)did not write.*model|was not made by this stage"):
+        run_stage(tmp_path, {"x": 1}, work([]), force=force, written=["model", "tokens"])
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
 def test_the_newest_part_is_remembered(tmp_path: Path) -> None:
     assert newest(tmp_path) == tmp_path
     for name in ("first", "second"):

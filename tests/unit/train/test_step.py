@@ -17,8 +17,11 @@ from ual_ray.config.load import load
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.parquet import write_table
 from ual_ray.run.step import LINEAGE_CONTINUED, LINEAGE_MIXTURE, Place, Session
-from ual_ray.train import step
+from ual_ray.tracking.run import STEPS_FILE
+from ual_ray.tracking.run_file import RUN_FILE
+from ual_ray.train import stage, step
 from ual_ray.train import tokenize as tokens
+from ual_ray.train.progress import STOP_FILE
 from ual_ray.train.step import REGISTERED, _line, train_step
 
 METRICS = {
@@ -42,6 +45,20 @@ def test_truncated_rows_are_counted_over_all_blocks_and_stated(tmp_path: Path) -
     )
     text = _line(METRICS | counts)
     assert "128 rows; 0 rows dropped; 124 truncated at train.max_length, without their end of turn; training NLL" in text
+
+
+def test_what_a_training_writes_is_known_to_force() -> None:
+    named = {tokens.TOKENS_FOLDER, tokens.DROPPED_FILE, STOP_FILE, stage.RUN_NAME_FILE, stage.TRACES_FOLDER}
+    assert named | {RUN_FILE, STEPS_FILE} <= {*step.WRITTEN}
+
+
+def test_force_trains_again_and_keeps_what_others_wrote_into_its_folder(runs: Runs) -> None:
+    runs.place = Place(runs.place.root, keyed=False)
+    root = runs.step(trial=False).folder
+    (root / "evaluate").mkdir()
+    (root / col.METRICS_FILE).write_text("of the training before")
+    runs.step(trial=False, force=True, learning_rate=1e-5)
+    assert runs.trained == 2 and (root / "evaluate").is_dir() and not (root / col.METRICS_FILE).exists()
 
 
 def test_whole_rows_are_not_called_truncated() -> None:
