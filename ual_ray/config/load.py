@@ -63,7 +63,7 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
                 "an override is not KEY=VALUE",
                 got=item,
                 expected="such as train.epochs=3",
-                fix="a file is given by --config FILE",
+                fix="a file is given by --config FILE; what a command reads is before all overrides",
             )
     try:
         given = OmegaConf.merge(file, OmegaConf.from_dotlist([*overrides]))
@@ -127,7 +127,8 @@ def dump(config: Config) -> str:
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise UserError("the configuration file does not exist", got=path, fix="`ual config > my.yaml` writes one")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"the configuration file {what}", got=path, fix="`ual config > my.yaml` writes one")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         # OmegaConf reads a bare text as a key without a value; only then is the file parsed again, which takes as long.
@@ -135,7 +136,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         is_text = one_key and isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str)
     except Exception as error:  # OmegaConf and PyYAML raise errors of many types
         raise UserError(
-            "the configuration file is not YAML", got=f"{path}: {error}", fix="correct it; `ual config` prints a valid file"
+            "the configuration file is not YAML",
+            got=f"{path}: {error}",
+            fix="correct it, in UTF-8 and without tabs; `ual config` prints a valid file",
         ) from error
     if not isinstance(content, dict) or is_text:
         raise UserError("the configuration file is not a mapping", got=path, expected="sections such as 'data:' and 'train:'")
@@ -177,6 +180,8 @@ def _explain_unknown(root: type[Section], location: list[str]) -> str:
     if not near and root is Config:
         near = [name for name in dotted_keys(Config().model_dump()) if name.endswith(f".{location[-1]}")]
     fix = f"did you mean {' or '.join(map(repr, near))}?" if near else "`ual config` prints every key"
+    if dots := location[-1].count("."):
+        fix = f"in a file, a key is in its section: {location[-1].replace('.', ': {')}: ...{'}' * dots}"
     return f"unknown key '{key}'\n  expected: {', '.join(expected)}\n  fix: {fix}"
 
 

@@ -16,7 +16,7 @@ from ual_ray.columns import Messages
 from ual_ray.config import ArmConfig, Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import ChatRenderer, load_renderer
-from ual_ray.models.resolve import resolve_model
+from ual_ray.models.resolve import check_found, resolve_model
 from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.parquet import RowFiles, check_ids, content_digest, read_table, schema_of, writing
 from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
@@ -190,6 +190,7 @@ def rendered_tokens(scored: Path, config: Config) -> pa.Table:
             expected="the output of `ual elicit`",
             fix="add the texts of the rows: arms are matched over their tokens",
         )
+    check_found(config.model, "model")
     renderer = load_renderer(resolve_model(config.model), config.trust_remote_code)
     training = pa.compute.field(col.SPLIT) == col.TRAIN
     counted = []

@@ -163,6 +163,7 @@ def test_an_override_without_key_or_value_is_shown(override: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"got: {override}")) as error:
         load(overrides=[override])
     assert "KEY=VALUE" in str(error.value) and "--config FILE" in str(error.value)
+    assert "what a command reads is before all overrides" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,27 @@ def test_a_file_that_is_not_yaml_is_named(text: str, tmp_path: Path) -> None:
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert load(write(tmp_path, "# only a comment\n")) == Config()
+
+
+def test_a_folder_is_not_taken_for_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the configuration file is a folder"):
+        load(tmp_path)
+
+
+def test_a_file_of_other_tools_and_systems_is_read_or_named(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_bytes(b"\xef\xbb\xbftrain: {max_steps: 7}\r\noutput: runs/a\r\n")
+    assert (load(file).train.max_steps, load(file).output) == (7, "runs/a")
+    for content in ("train: {max_steps: 7}".encode("utf-16"), b"train:\n\tmax_steps: 7\n"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="(?s)not YAML.*in UTF-8 and without tabs"):
+            load(file)
+
+
+def test_dotted_keys_of_a_file_are_shown_in_their_sections(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("train.lora.rank: 16\n")
+    with pytest.raises(UserError, match=re.escape("is in its section: train: {lora: {rank: ...}}")):
+        load(tmp_path / "my.yaml")
 
 
 # --- unknown keys ----------------------------------------------------------------------------------------------------

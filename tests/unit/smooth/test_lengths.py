@@ -19,6 +19,7 @@ from ual_ray import columns as col
 from ual_ray.columns import Messages
 from ual_ray.config import ArmConfig
 from ual_ray.config.load import load
+from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, load_renderer
 from ual_ray.run.step import Place, Session
 from ual_ray.smooth.stage import rendered_tokens, smooth
@@ -54,6 +55,16 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
         table = pa.Table.from_pylist(rows[at : at + 2], schema=SCHEMA)
         pyarrow.parquet.write_table(table, folder / "scored" / f"{at}.parquet")
     return folder / "scored"
+
+
+def test_a_model_that_the_hub_does_not_give_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*names: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    rows = [{"id": "a", "split": "train", "messages": chat("Blue.")}]
+    with pytest.raises(UserError, match="(?s)model: the hub gives no such model.*nobody/nothing: no network"):
+        rendered_tokens(write(tmp_path, rows), load(None, ["model=nobody/nothing"]))
 
 
 def test_tokens_are_those_that_training_counts(tmp_path: Path, model: str, chat_tokenizer: Callable[[str], Any]) -> None:

@@ -20,7 +20,7 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import GIB, count_list, plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.product_speed import GPUS
-from ual_ray.models.resolve import resolve_model
+from ual_ray.models.resolve import check_found, resolve_model
 from ual_ray.run.precision import with_train_dtype
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.estimate.devices import Device, find_device, is_here
@@ -181,6 +181,7 @@ class Model:
 
     def __init__(self, config: Config) -> None:
         """Take the model's name; only its config.json is read. Raises UserError when there is none."""
+        check_found(config.model, "model")
         self._path, self._trust = resolve_model(config.model), config.trust_remote_code
         self._make = cache(self._empty)
         self._frozen = cache(lambda dtype: empty_frozen_model(self._path, dtype, self._trust))

@@ -31,6 +31,15 @@ def test_a_sample_stands_for_all_rows(model: str, tmp_path: Path, monkeypatch: p
     assert some.lengths.sum() == pytest.approx(every.lengths.sum(), rel=0.1)
 
 
+def test_a_model_that_the_hub_does_not_give_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*names: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    with pytest.raises(UserError, match="(?s)model: the hub gives no such model.*nobody/nothing: no network"):
+        dry_run.dry_run(settings("nobody/nothing"), tmp_path)
+
+
 def test_dropped_rows_are_counted_and_none_left_is_an_error(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [1] * 30 + [200] * 10)
     config = settings(model, "train.max_length=64", "train.overlong=drop")
