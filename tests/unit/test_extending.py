@@ -79,6 +79,7 @@ def test_an_addition_is_short(name: str) -> None:
     assert len([line for line in ADDITIONS[name].splitlines() if line.strip()]) < MOST_LINES
 
 
+@pytest.mark.slow
 def test_a_package_adds_an_estimator_without_a_change_to_this_one(tmp_path: Path) -> None:
     ((kind, points),) = BLOCK.findall(PACKAGES[1])
     assert kind == "toml"

@@ -189,6 +189,7 @@ def store_of(folder: Path) -> tuple[RowStore, Path]:
     return store, store.finished / "b_000.parquet"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_a_store_stops_whoever_reads_it(tmp_path: Path) -> None:
     store, file = store_of(tmp_path)
     assert check(file, lambda _: pa.concat_tables(store.select(TABLE[col.ID]))) > 55
@@ -258,6 +259,7 @@ print(pa.default_memory_pool().max_memory() // 2**20)
 """
 
 
+@pytest.mark.slow
 def test_comparing_checksums_holds_no_whole_row_group(tmp_path: Path) -> None:
     """The driver of a training does it, whose memory has to stay the same however many rows there are."""
     file = tmp_path / "rows.parquet"

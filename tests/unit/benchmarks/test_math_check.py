@@ -76,6 +76,7 @@ def test_an_answer_that_takes_for_ever_is_wrong_and_costs_seconds(checker: Check
     assert checker._process is not first
 
 
+@pytest.mark.slow
 def test_the_limit_counts_the_time_that_the_comparison_computes_and_not_that_it_waits() -> None:
     """On a machine with much to do, a comparison of milliseconds takes seconds: its answer is not wrong for that."""
     code = (

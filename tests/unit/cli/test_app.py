@@ -204,6 +204,7 @@ def test_help_and_config_wait_for_no_heavy_import(arguments: list[str], unwanted
     assert not unwanted & set(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_completion_lists_keys_and_stages() -> None:
     for words, expected in (("ual run train.ep", "train.epochs="), ("ual run --rerun ", "calibrate"), ("ual pre", "preview")):
         environment = {"_UAL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}

@@ -248,6 +248,7 @@ def test_runs_at_the_same_time_on_the_same_data_wait_for_one_another_and_ask_onc
     assert not [*(tmp_path / "there/key/working").iterdir()]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_dead_is_not_waited_for_longer_and_not_at_all_where_it_worked(out: Out, tmp_path: Path) -> None:
     out("dead")._wait(print)  # and no sign of life any more
     started, said = time.monotonic(), list[str]()

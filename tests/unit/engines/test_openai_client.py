@@ -222,6 +222,7 @@ def test_a_key_is_refused_before_the_run(status: int, server: Server, monkeypatc
 
 
 @pytest.mark.parametrize("models", [drop, hang, trickle, error(502)])
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_refused_in_time(
     models: Action, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_every_thread_gets_its_own_outputs_of_shared_steps(engine: Engine, stepp
     assert max(len({owner // 100 for owner in owners}) for owners in engine.found) > 1
 
 
+@pytest.mark.slow
 def test_a_short_batch_does_not_wait_for_a_long_one(engine: Engine, stepper: Stepper) -> None:
     with ThreadPoolExecutor(2) as threads:
         long = threads.submit(generate, stepper, [1, 2000])

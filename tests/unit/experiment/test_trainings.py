@@ -85,6 +85,7 @@ def overlap(spans: dict[str, tuple[float, float]]) -> bool:
     return any(later[0] < earlier[1] for earlier, later in zip(ordered, ordered[1:], strict=False))
 
 
+@pytest.mark.slow
 def test_side_by_side_gives_the_same_as_one_after_another(lab: Lab) -> None:
     one = lab.run("experiment.parallel=1")
     assert lab.trained == lab.registered == ORDER and not overlap(lab.spans)

@@ -281,6 +281,7 @@ def test_a_second_run_in_one_working_folder_is_refused_at_once(machine: Machine)
         pass
 
 
+@pytest.mark.slow
 def test_a_process_that_is_not_on_this_machine_is_not_taken_for_dead(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)
     machine("a")._take(print)  # on a machine with the same name
@@ -343,6 +344,7 @@ def test_a_file_system_that_fails_is_tried_again_and_then_an_error(
     assert "y" not in there(tmp_path) and there(tmp_path).get("done.json") != "{  }", "not done without its files"
 
 
+@pytest.mark.slow
 def test_the_mlflow_store_names_the_folder_of_the_machine_that_fetched_it(machine: Machine) -> None:
     first, second = machine("a"), machine("b")
     with first.held(print):

@@ -130,17 +130,18 @@ def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str
     assert not re.search(r"\b(nan|NaN|None|inf|null)\b", text)
 
 
+@pytest.mark.slow
 def test_what_is_of_one_training_seed_is_told_and_validation_is_the_mean_over_all(small: Path, read_page: Any) -> None:
     found = Findings.from_dict(json.loads((small / "report" / "findings.json").read_text()))
     curves = [[[0, 3.0], [8, 2.0]], [[0, 3.2], [8, 2.5]], [[0, 3.1], [4, 2.1], [8, 2.4]]]
     data = collect(small, replace(found, seeds={"base": 1, "sft": 3, "ual": 3}, validation={"sft": curves}))
-    text = re.sub(r"\s+", " ", read_page(to_html(data, draw(data))).text)
+    drawn = draw(data)
+    text = re.sub(r"\s+", " ", read_page(to_html(data, drawn)).text)
     assert "sft 400 700 0 3.100 2.300 812" in text and "Validation NLL in the table: means over all training seeds." in text
     for said in ("Alphas", "All else here is", "Answers", "Curves", "States"):
         assert re.search(rf"{said} of the first of 3 training seeds", text), said
     assert "stays open" not in text
-    one = collect(small)
-    assert "of the first of" not in to_html(one, draw(one))
+    assert "of the first of" not in to_html(collect(small), drawn)
 
 
 def test_measures_are_named_once_in_the_order_of_their_tests_with_what_all_their_verdicts_lack(

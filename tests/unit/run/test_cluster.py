@@ -263,6 +263,7 @@ def test_cores_limit_the_workers_on_a_node_too(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("address", ["auto", None])
+@pytest.mark.slow
 def test_the_command_ends_with_one_error_when_the_head_is_gone(
     address: str | None, joined: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def test_controls_smooth_as_much_per_token_as_their_base(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("overlong", ["truncate", "drop"])
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.slow
 def test_controls_match_what_is_trained_of_rows_that_are_cut_or_dropped(
     tmp_path: Path, model: str, overlong: str, shared: bool
 ) -> None:
@@ -152,6 +153,7 @@ def smoothed(session: Session, arm: dict[str, Any], scored: Path, root: Path, to
 
 
 @pytest.mark.parametrize("arm", [{}, {"weight": "filter", "filter_share": 0.4}, {"missing": "exclude"}])
+@pytest.mark.slow
 def test_controls_match_what_a_mixture_draws(tmp_path: Path, model: str, arm: dict[str, Any]) -> None:
     rng, rows = np.random.default_rng(0), []
     for number in range(40):

@@ -55,6 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, family_folder: Any, group: N
     return exported(tmp_path_factory.mktemp("model") / "model", family_folder("llama_untied"))
 
 
+@pytest.mark.slow
 def test_every_file_of_an_exported_model_is_checked(model: Path) -> None:
     before, files = model_fingerprint(str(model)), sorted(model.iterdir())
     assert {file.name for file in files} - read_sums(model).keys() == {SUMS_FILE, CARD}

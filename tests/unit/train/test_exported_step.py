@@ -207,6 +207,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
         ({"export": "best", "validate_every": 3, "checkpoint_every": None}, 3),
     ],
 )
+@pytest.mark.slow
 def test_it_is_the_step_that_was_asked_for(train: Train, exported: Any, changes: Any, expected: int) -> None:
     assert train(**changes).exported == expected
     assert exported() == expected
@@ -237,6 +238,7 @@ def test_damage_while_it_exports_never_exports_other_weights(train: Train, expor
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.slow
 def test_without_the_best_nothing_is_exported(train: Train, begin: Any, tmp_path: Path, damage: str) -> None:
     begin(export="best")
     DAMAGES[damage](checkpoint(tmp_path, BEST))

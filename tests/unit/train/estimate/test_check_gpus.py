@@ -65,6 +65,7 @@ def test_an_arm_is_judged_by_its_own_settings(model: str, monkeypatch: pytest.Mo
     dry_run.check_gpus(config, arms=False)
 
 
+@pytest.mark.slow
 def test_a_gpu_of_unknown_speed_is_judged_by_its_memory(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Voodoo 2")
