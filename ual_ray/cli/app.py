@@ -10,7 +10,7 @@ import typer
 import ual_ray
 from ual_ray.cli import experiment, health, inspect, pipeline, stages, tracking
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
-from ual_ray.run.terminal import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm
+from ual_ray.run.terminal import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm, user_error_in
 
 COMMANDS = {
     "Pipeline": (pipeline.run, pipeline.submit),
@@ -52,7 +52,7 @@ def _ual(
 def main(*command: str) -> None:
     """Run `ual` with the arguments `command`, then those of the process.
 
-    A UserError is one message and exit code USER_ERROR_EXIT_CODE, without a traceback.
+    A UserError, and a full disk, is one message and exit code USER_ERROR_EXIT_CODE, without a traceback.
     """
     end_on_sigterm()
     for name, value in NO_USAGE_STATISTICS.items():
@@ -66,12 +66,14 @@ def main(*command: str) -> None:
         if ended_by_sigterm():
             sys.exit(SIGTERM_EXIT_CODE)
         raise
-    except UserError as error:
+    except Exception as error:
+        if (told := error if isinstance(error, UserError) else user_error_in(error)) is None:
+            raise
         from rich.console import Console
         from rich.markup import escape
 
         from ual_ray.config.redact import redact_uri
 
-        text = redact_uri(str(error))
+        text = redact_uri(str(told))
         Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(text)}", highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR_EXIT_CODE)

@@ -86,7 +86,7 @@ def terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
     if failure is not None:
         from ual_ray.config.redact import redact_uri
 
-        if (user_error := _user_error_in(failure) or _no_room(failure, log_file.parent)) is not None:
+        if (user_error := user_error_in(failure) or _no_room(failure, log_file.parent)) is not None:
             raise user_error
         Console(stderr=True).print(
             f"[bold red]failed:[/bold red] {type(failure).__name__}: {escape(redact_uri(str(failure))[:500])}\n\n"
@@ -129,7 +129,7 @@ def _redirected(log_file: Path) -> Iterator[Console]:
         console_file.close()
 
 
-def _user_error_in(error: BaseException) -> UserError | None:
+def user_error_in(error: BaseException) -> UserError | None:
     """Find a UserError that a Ray worker raised and Ray wrapped in errors of its own, or that a disk was full."""
     seen: Any = error
     while seen is not None:

@@ -121,6 +121,20 @@ def test_what_is_wrong_is_one_message_and_exit_code_2(ual: Any, arguments: list[
     assert not [word for word in words if word not in printed], printed
 
 
+def test_a_full_disk_is_one_message_and_other_errors_of_the_system_have_a_traceback(
+    ual: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(error: OSError) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", lambda *_, **__: write(OSError(28, "Error writing bytes: No space left on device")))
+    code, printed = ual("smooth", "scored")
+    assert code == 2 and printed.startswith("error: a disk is full") and "run the same command again" in printed
+    monkeypatch.setattr(cli, "app", lambda *_, **__: write(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        ual("smooth", "scored")
+
+
 def test_an_error_keeps_its_brackets_and_loses_its_password(ual: Any) -> None:
     code, printed = ual("run", "data.path=s3://me:secret@[bold]/x")
     assert code == 2 and "secret" not in printed and "[bold]" in printed
