@@ -15,7 +15,7 @@ from ual_ray.config.experiment import ELICIT_FOLDER
 from ual_ray.config.files import read_json
 from ual_ray.config.names import VERSUS
 from ual_ray.errors import UserError
-from ual_ray.report.comparable import check_base, check_measuring, check_one_method, check_one_model, is_current
+from ual_ray.report.comparable import check_base, check_measuring, check_one_method, check_one_model, inputs_of, is_current
 from ual_ray.report.findings import get_nested, judged_key
 from ual_ray.report.primary import SEED_FOLDER
 from ual_ray.run.metrics_log import read_metrics
@@ -76,12 +76,7 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
             known = found[seed].evaluated.setdefault(name, folder)
             # The untrained model is the same everywhere; of two trained ones, one would be dropped silently.
             if name != BASE and known.resolve() != folder.resolve():
-                raise UserError(
-                    f"two folders hold results of '{name}' with the training seed {seed}",
-                    got=f"{known} and {folder}",
-                    expected="runs that differ in `seed`, or models of different names",
-                    fix="report on one of them, or evaluate one under another name (`ual evaluate --name`)",
-                )
+                raise _twice(name, seed, known, folder)
             if name == BASE:
                 check_base(first.setdefault((BASE, "evaluate"), folder), folder)
         for stage in ("smooth", "train"):
@@ -168,13 +163,25 @@ def _pair_of(content: Mapping[str, Any], known: dict[str, tuple[str, str]]) -> s
 
 
 def _evaluations(root: Path, seed_of: Callable[[Path], int]) -> dict[tuple[int, str], Path]:
-    """Find the newest evaluation by training seed and model."""
-    folders = [file.parent for file in newest_last(root.rglob(col.FIGURES_FILE))]
-    return {
-        (seed_of(folder), read_figures(folder)[0]): folder
-        for folder in folders
-        if (folder / col.RESULTS_FOLDER).is_dir() and not (folder / col.HARNESS_FILE).is_file()
-    }
+    """Find the newest evaluation by training seed and model. Raises UserError for one of another folder by the same name."""
+    found: dict[tuple[int, str], Path] = {}
+    for folder in (file.parent for file in newest_last(root.rglob(col.FIGURES_FILE))):
+        if (folder / col.RESULTS_FOLDER).is_dir() and not (folder / col.HARNESS_FILE).is_file():
+            seed, name = seed_of(folder), read_figures(folder)[0]
+            known = found.get((seed, name), folder)
+            if name != BASE and known.parent != folder.parent:
+                raise _twice(name, seed, known, folder)
+            found[seed, name] = folder
+    return found
+
+
+def _twice(name: str, seed: int, known: Path, other: Path) -> UserError:
+    return UserError(
+        f"two folders hold results of '{name}' with the training seed {seed}",
+        got=f"{known} and {other}",
+        expected="runs that differ in `seed`, or models of different names",
+        fix="report on one of them, or evaluate one under another name (`ual evaluate --name`)",
+    )
 
 
 def find_harness(root: Path) -> dict[int, dict[str, list[Path]]]:
@@ -188,10 +195,14 @@ def find_harness(root: Path) -> dict[int, dict[str, list[Path]]]:
 
 
 def _model_of(file: Path) -> str:
-    """Name the model of HOME/calibrate/KEY/file: as HOME/evaluate names it, or as HOME is called, such as arms/ARM."""
-    home = file.parents[2]
-    evaluated = newest_last((home / "evaluate").rglob(col.FIGURES_FILE))
-    return read_figures(evaluated[-1].parent)[0] if evaluated else home.name
+    """Name the model of HOME/calibrate/KEY/file: as HOME/evaluate names it, or as HOME is called, such as arms/ARM.
+
+    HOME may have evaluations of several models; where none is recorded to be of this one, the newest names it.
+    """
+    home, model = file.parents[2], inputs_of(file.parent).get("model")
+    evaluated = [figures.parent for figures in newest_last((home / "evaluate").rglob(col.FIGURES_FILE))]
+    same = [folder for folder in evaluated if model and inputs_of(folder).get("model") == col.digest(model)]
+    return read_figures((same or evaluated)[-1])[0] if evaluated else home.name
 
 
 def read_settings(root: Path) -> tuple[EvaluateConfig, int]:

@@ -227,7 +227,7 @@ def test_answers_of_another_model_by_the_name_of_an_arm_are_not_taken_for_those_
     record(other, {"model": "elsewhere"})
     for file in (newer / "figures.json", newer / "done.json", other / "calibration.json"):
         os.utime(file, (2e9, 2e9))
-    with pytest.raises(UserError, match="the newest results of 'ual' do not belong together"):
+    with pytest.raises(UserError, match="two folders hold results of 'ual' with the training seed 0"):
         report_on([run], None, console()[0])
 
 

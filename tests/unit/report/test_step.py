@@ -13,15 +13,16 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from finished_runs import MAPS, N, console, evaluated, finished, run_of, scenario_of
+from finished_runs import MAPS, N, calibrated, console, evaluated, finished, run_of, scenario_of
 from typer.testing import CliRunner
 
 from ual_ray.cli.app import app
+from ual_ray.columns import digest
 from ual_ray.config import Config
-from ual_ray.config.files import read_json, write_record
+from ual_ray.config.files import read_json, write_json, write_record
 from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
-from ual_ray.report.gather import StageFolders, newest_stage, relative_to
+from ual_ray.report.gather import StageFolders, find_results, newest_stage, relative_to
 from ual_ray.report.step import report, report_on, write_page
 from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.run.output import Workspace
@@ -100,6 +101,25 @@ def test_calibration_goes_with_the_model_as_its_evaluation_calls_it(tmp_path: Pa
     findings = report_on([tmp_path / "out"], None, terminal)
     assert list(findings.calibration) == ["my model"]
     assert "25.0%" in printed.getvalue()
+
+
+def test_calibration_is_of_the_model_that_it_measured_and_not_of_a_later_one_in_the_same_folder(tmp_path: Path) -> None:
+    """As of `ual evaluate A --rows scored` and `ual evaluate B`, both with one --out."""
+    for key, name in (("k", "first"), ("l", "second")):
+        folder = evaluated(tmp_path / "evaluate" / key, name, 0.0, 1)
+        write_json(folder / "started.json", {"digest": "0", "inputs": {"model": digest([name])}})
+    os.utime(tmp_path / "evaluate" / "l" / "figures.json", (2e9, 2e9))
+    measured = calibrated(tmp_path / "calibrate" / "k", 0.0, 1)
+    write_json(measured / "started.json", {"digest": "0", "inputs": {"model": ["first"]}})
+    assert find_results([tmp_path])[0].calibrated == {"first": measured}
+
+
+def test_two_evaluations_of_one_name_below_a_folder_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
+    for place in ("old", "new"):
+        evaluated(tmp_path / place / "evaluate" / "k", "ual", 0.0, 1)
+    with pytest.raises(UserError, match="two folders hold results of 'ual' with the training seed 0") as error:
+        find_results([tmp_path])
+    assert "old/evaluate/k" in str(error.value) and "new/evaluate/k" in str(error.value)
 
 
 def test_runs_with_other_seeds_are_one_arm_with_several_seeds(tmp_path: Path) -> None:
