@@ -118,6 +118,16 @@ def default_uri(output: Path) -> str:
     return f"sqlite:///{(output / STORE_FILE).resolve()}"
 
 
+def _make_store(file: Path) -> None:
+    """Make the SQLite store whole or not at all: MLflow cannot open one whose tables were interrupted."""
+    for left in file.parent.glob(f"{file.name}.*.part"):
+        left.unlink()
+    # MLflow makes the tables of an address once per process.
+    part = file.with_name(f"{file.name}.{uuid4().hex}.part")
+    MlflowClient(f"sqlite:///{part.resolve()}").search_experiments(max_results=1)
+    part.replace(file)
+
+
 class Tracker:
     """A command's connection to MLflow: logs to the store, or to the spool in `output` while the store is unreachable.
 
@@ -132,6 +142,8 @@ class Tracker:
         """
         self.uri, self.output = config.uri or default_uri(output), output
         self.failures = 0
+        if not config.uri and output.is_dir() and not (output / STORE_FILE).exists():
+            _make_store(output / STORE_FILE)
         self._catch_up_seconds = config.catch_up_seconds
         self._lock = threading.Lock()
         location = None if config.uri else (output / ARTIFACTS_FOLDER).resolve().as_uri()

@@ -370,3 +370,16 @@ def test_a_servers_folder_that_cannot_be_written_here_is_refused(location: str) 
         store.experiment_id  # noqa: B018 - asks the store
     found.artifact_location = "mlflow-artifacts:/7"
     assert store.experiment_id == "7"
+
+
+def test_a_store_that_was_interrupted_while_it_was_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
+        kill.setattr(Path, "replace", killed)
+        Tracker(TrackingConfig(), tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+    with Tracker(TrackingConfig(), tmp_path) as tracker:
+        assert tracker.experiment_id
+    assert (tmp_path / "mlflow.db").is_file() and not [*tmp_path.glob("*.part")]
