@@ -121,11 +121,16 @@ def default_uri(output: Path) -> str:
 def _make_store(file: Path) -> None:
     """Make the SQLite store whole or not at all: MLflow cannot open one whose tables were interrupted."""
     for left in file.parent.glob(f"{file.name}.*.part"):
-        left.unlink()
+        left.unlink(missing_ok=True)
     # MLflow makes the tables of an address once per process.
     part = file.with_name(f"{file.name}.{uuid4().hex}.part")
     MlflowClient(f"sqlite:///{part.resolve()}").search_experiments(max_results=1)
-    part.replace(file)
+    try:
+        file.hardlink_to(part)
+    except OSError:  # another command has made it meanwhile, or the file system has no hard links
+        if not file.exists():
+            part.replace(file)
+    part.unlink(missing_ok=True)
 
 
 class Tracker:
