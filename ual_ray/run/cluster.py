@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
 import ray
@@ -19,7 +21,7 @@ from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.formatting import plural
 from ual_ray.run import StageName
 from ual_ray.run.compat_ray import where_auto_leads
-from ual_ray.run.terminal import end_command, end_on_sigterm
+from ual_ray.run.terminal import SIGTERM_EXIT_CODE, end_command, end_on_sigterm, ended_by_sigterm
 
 # Ray Data's own read, write and checkpoint tasks need CPUs while the actors hold every core.
 SPARE_LOGICAL_CPUS = 2
@@ -61,25 +63,37 @@ def ray_cluster(config: RuntimeConfig, console: Console | None = None) -> Iterat
     context.print_on_execution_start = False
     # The second version of its reader starts actors to read the footers of files; for a few files they cost more than the rows.
     context.use_datasource_v2 = False
-    lost = threading.Event()
+    lost = Lost()
     try:
         with _watched(config.joined, console, lost):
             yield dashboard
     finally:
-        if lost.is_set():
-            atexit.register(_exit)  # before Ray's own handler, which waits for the head
+        if lost.code is not None:
+            atexit.register(partial(_exit, lost.code))  # before Ray's own handler, which waits for the head
         else:
             ray.shutdown()
 
 
-def _exit() -> None:
+@dataclass
+class Lost:
+    """Whether the head of the cluster is gone: `code` is the exit code of the command then."""
+
+    code: int | None = None
+
+    def now(self) -> None:
+        """Note the loss. A SIGTERM before it was for Ray's processes too, as from `timeout` and systemd: no error."""
+        if self.code is None:
+            self.code = SIGTERM_EXIT_CODE if ended_by_sigterm() else USER_ERROR_EXIT_CODE
+
+
+def _exit(code: int) -> None:
     sys.stdout.flush()
-    os._exit(USER_ERROR_EXIT_CODE)
+    os._exit(code)
 
 
 @contextmanager
-def _watched(address: str | None, console: Console | None, lost: threading.Event) -> Iterator[None]:
-    """Raise UserError in the block when the head of a cluster is gone, so long that Ray would soon end the process; set `lost`.
+def _watched(address: str | None, console: Console | None, lost: Lost) -> Iterator[None]:
+    """Raise UserError in the block, and set `lost`, when the head is gone for so long that Ray would soon end the process.
 
     A head that comes back before that, as with Redis behind it, is not noticed, unless an error of Ray ended the block. Where
     the block does not end, as it waits for Ray, the error is printed and the process ends.
@@ -113,20 +127,21 @@ def _watched(address: str | None, console: Console | None, lost: threading.Event
             if ended.wait(WATCH_SECONDS):
                 return
             answered = time.monotonic() if answers() else answered
-        lost.set()
+        lost.now()
         end_command()
         if not ended.wait(GRACE_SECONDS):
-            console.print(f"error: {gone}", style="red", highlight=False, markup=False)
-            _exit()
+            if lost.code == USER_ERROR_EXIT_CODE:
+                console.print(f"error: {gone}", style="red", highlight=False, markup=False)
+            _exit(lost.code or USER_ERROR_EXIT_CODE)
 
     threading.Thread(target=watch, name="head", daemon=True).start()
     try:
         yield
     except BaseException as error:
         of_ray = isinstance(error, Exception) and not isinstance(error, UserError)
-        if lost.is_set() or (of_ray and not answers()):
-            lost.set()
-            raise gone from error
+        if lost.code is not None or (of_ray and not answers()):
+            lost.now()
+            raise (gone if lost.code == USER_ERROR_EXIT_CODE else SystemExit(lost.code)) from error
         raise
     finally:
         ended.set()

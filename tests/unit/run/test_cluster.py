@@ -22,6 +22,7 @@ from ual_ray.config import RuntimeConfig, TrainConfig
 from ual_ray.config.load import load
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.run import cluster as runtime
+from ual_ray.run.terminal import SIGTERM_EXIT_CODE
 
 # A command that its signal does not end, as a call of Ray that waits for the head does not.
 WAITING = """
@@ -298,15 +299,24 @@ def test_a_command_that_waits_for_a_head_that_is_gone_is_ended() -> None:
     assert done.stdout.count("the head of the Ray cluster is gone") == 1 and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("listening", "raised"), [(True, RuntimeError), (False, UserError)])
+@pytest.mark.parametrize(
+    ("listening", "signalled", "raised"),
+    [(True, False, RuntimeError), (False, False, UserError), (True, True, RuntimeError), (False, True, SystemExit)],
+)
 def test_an_error_of_ray_is_told_as_what_it_is_of(
-    listening: bool, raised: type[Exception], joined: list[str], monkeypatch: pytest.MonkeyPatch
+    listening: bool, signalled: bool, raised: type[BaseException], joined: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "atexit", SimpleNamespace(register=lambda _: None))
+    """A head that is gone behind a SIGTERM got it too, as from `timeout` and systemd."""
+    at_exit: list[Any] = []
+    monkeypatch.setattr(runtime, "atexit", SimpleNamespace(register=at_exit.append))
+    monkeypatch.setattr(runtime, "ended_by_sigterm", lambda: signalled)
     with socket.create_server(("127.0.0.1", 0)) as server:
         context = SimpleNamespace(gcs_address=f"127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(runtime.ray, "get_runtime_context", lambda: context)
         if not listening:
             server.close()
-        with pytest.raises(raised), runtime.ray_cluster(RuntimeConfig(address="auto"), Console()):
+        with pytest.raises(raised) as found, runtime.ray_cluster(RuntimeConfig(address="auto"), Console()):
             raise RuntimeError("the actor is unavailable")
+    if raised is SystemExit:
+        assert isinstance(found.value, SystemExit) and found.value.code == SIGTERM_EXIT_CODE
+    assert [end.args for end in at_exit] == ([] if listening else [(SIGTERM_EXIT_CODE if signalled else USER_ERROR_EXIT_CODE,)])
