@@ -30,7 +30,7 @@ def decimals(low: float, high: float, mark: float, digits: int) -> int:
 
 def percent(level: float) -> str:
     """Format a level of intervals in [0, 1] with all its digits: "95%", "98.3%"."""
-    return f"{100 * level:g}%"
+    return f"{100 * level:.{MOST_DECIMALS}g}%"
 
 
 def share(value: float | None) -> str:

@@ -311,7 +311,8 @@ def _own_texts(path: Path | str) -> Iterator[tuple[str, str]]:
     """
     for file in files_of([Path(path)]):
         with naming_damage([file]), open_file(file) as opened:
-            if not _has_texts(opened.schema_arrow):
+            schema = opened.schema_arrow
+            if not ({col.ID, col.MESSAGES} <= {*schema.names} and _is_chat(schema.field(col.MESSAGES).type)):
                 continue
             with file.open("rb") as stream:
                 own = MARK in _tail(stream)
@@ -321,14 +322,6 @@ def _own_texts(path: Path | str) -> Iterator[tuple[str, str]]:
                 if own and not found:
                     break
                 yield from found
-
-
-def _has_texts(schema: pa.Schema) -> bool:
-    if not {col.ID, col.MESSAGES} <= {*schema.names}:
-        return False
-    kind = schema.field(col.MESSAGES).type
-    turn = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-    return pa.types.is_struct(turn) and {"role", "content"} <= {field.name for field in turn} and turn is not kind
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:

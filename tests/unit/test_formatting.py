@@ -22,7 +22,7 @@ def test_an_interval_is_not_rounded_to_the_mark_that_it_is_beyond() -> None:
 
 
 def test_levels_have_all_their_digits() -> None:
-    assert [percent(level) for level in (0.9, 0.95, 0.983, 0.999)] == ["90%", "95%", "98.3%", "99.9%"]
+    assert [percent(level) for level in (0.9, 0.95, 0.983, 0.9999999)] == ["90%", "95%", "98.3%", "99.99999%"]
 
 
 def test_durations_have_their_two_largest_units() -> None:
