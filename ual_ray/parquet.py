@@ -22,9 +22,11 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from ual_ray import columns as col
+from ual_ray import sorting
 from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
+from ual_ray.sorting import is_text
 
 ROWS_PER_FILE = 10_000
 # What is only compared with its checksums is read in such parts: a data set of Arrow's would hold several whole row groups.
@@ -35,7 +37,11 @@ WRITING = {"write_page_checksum": True}
 MARK, SUM_BYTES, LAST_BYTES = b"\xffUAL\xfeCRC", 4, 1 << 16
 # Columns that stages read, besides those of estimators, of which files may have different ones.
 READ = (col.ID, col.SPLIT, col.MESSAGES, col.SOURCE, col.RESPONSE_LENGTH, col.UNCERTAINTY, col.ALPHA, col.LOSS_WEIGHT)
-SCANNING = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+# Not the bytes of many row groups ahead: files are on disks, and of a table of ten million rows that is all of it.
+READING: dict[str, Any] = {"page_checksum_verification": True, "buffer_size": BUFFER_BYTES, "pre_buffer": False}
+SCANNING = pyarrow.dataset.ParquetFragmentScanOptions(use_buffered_stream=True, **READING)
+# Threads of Arrow's read on while batches wait to be taken, without an end.
+BY_BATCH = {"use_threads": False, "batch_readahead": 1, "fragment_readahead": 1, "batch_size": ROWS_PER_FILE}
 
 
 def run_stage_again(file: Path) -> str:
@@ -74,7 +80,7 @@ class RowFiles:
     def to_batches(self, **options: Any) -> Iterator[pa.RecordBatch]:
         """Read by batches; options: those of a scanner, such as columns, filter and batch_size."""
         with self._checked():
-            yield from self._data.to_batches(**options)
+            yield from self._data.to_batches(**BY_BATCH | options)
 
     def head(self, most: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the first rows."""
@@ -101,7 +107,7 @@ def checked(path: Path) -> str:
     """Compare all checksums, and return the path for a reader that compares none, as Ray Data's whatever it is told."""
     with naming_damage([path]):
         for file in files_of([path]):
-            with open_file(file, buffer_size=BUFFER_BYTES, pre_buffer=False) as opened:
+            with open_file(file) as opened:
                 for _ in opened.iter_batches(batch_size=ROWS_AT_ONCE):
                     pass
     return str(path)
@@ -156,7 +162,7 @@ def open_file(file: Path | str | pa.NativeFile, **options: Any) -> pyarrow.parqu
     """Open one file by its blocks; use it in `naming_damage`."""
     if isinstance(file, Path | str):
         check_footer(Path(file))
-    return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True, **options)
+    return pyarrow.parquet.ParquetFile(file, **READING | options)
 
 
 @contextmanager
@@ -246,19 +252,18 @@ def _kind_in(schema: pa.Schema, name: str) -> str:
     return str(kind).partition("<")[0].removeprefix("large_")
 
 
-def check_ids(path: Path, ids: pa.ChunkedArray, rows: str = "training row", read: str = "alphas are assigned") -> None:
-    """Raise UserError unless every one of these rows has an id of its own. read: what is done by it."""
-    if (distinct := pa.compute.count_distinct(ids).as_py()) < len(ids) or ids.null_count:
+def check_ids(
+    path: Path, parts: Iterable[pa.ChunkedArray], rows: str = "training row", read: str = "alphas are assigned"
+) -> None:
+    """Raise UserError unless every row has an id of its own. parts: of the ids, equal ones in one. read: what is done by it."""
+    counts = [(len(ids), pa.compute.count_distinct(ids).as_py()) for ids in parts]
+    count, distinct = (sum(numbers) for numbers in zip((0, 0), *counts, strict=True))
+    if distinct < count:
         raise UserError(
             f"{path}: the column {col.ID} repeats or has no value",
-            got=f"{distinct} different ids in {plural(len(ids), rows)}",
+            got=f"{distinct} different ids in {plural(count, rows)}",
             fix=f"give every row an id of its own: {read} by it",
         )
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -287,25 +292,32 @@ def content_digest(path: Path | str, columns: Sequence[str]) -> str:
     """Hash the named columns of all rows, independent of files, blocks and row order; missing columns count as null.
 
     If the id, a hash of the messages, is among the columns, the digest covers the messages too. Of rows that people may have
-    made or changed, `rows_digest` makes sure of it.
+    made or changed, `rows_digest` makes sure of it. Of many rows, a part is in memory at a time (`sorting`).
     """
     files = RowFiles(path)
-    table = files.to_table([name for name in columns if name in files.schema.names])
-    table = table.sort_by(col.ID) if col.ID in table.column_names else table
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
-        stream.write_table(table.replace_schema_metadata(None).combine_chunks())
-    return hashlib.sha256(sink.getvalue()).hexdigest()[: col.ID_LENGTH]
+    names = [name for name in columns if name in files.schema.names]
+    schema = files.head(0, names).schema.remove_metadata()
+    if col.ID in names and files.count_rows() > sorting.ROWS_IN_MEMORY and sorting.joins(schema):
+        with sorting.joined(sorting.by_id(files.to_batches(columns=names)), schema) as batch:
+            return sorting.stream_digest(batch.schema, [batch])
+    return sorting.stream_digest(schema, read_table(path, names).replace_schema_metadata(None).combine_chunks().to_batches())
 
 
 def rows_digest(path: Path | str, columns: Sequence[str]) -> str:
     """Return `content_digest`, for rows with other ids than the hashes of their messages of the messages too."""
-    digest, other = content_digest(path, columns), sorted(_own_texts(path))
-    return col.digest([digest, other]) if other else digest
+    digest, text = content_digest(path, columns), "text"
+    batches = (pa.record_batch([*map(pa.array, zip(*found, strict=True))], [col.ID, text]) for found in _own_texts(path))
+    others, between = hashlib.sha256(f'["{digest}",['.encode()), ""
+    for part in sorting.by_id(batches):
+        for pair in part.sort_by([(col.ID, "ascending"), (text, "ascending")]).to_pylist():
+            others.update(f"{between}{col.canonical_json([*pair.values()])}".encode())
+            between = ","
+    others.update(b"]]")  # that of `columns.digest`
+    return others.hexdigest()[: col.ID_LENGTH] if between else digest
 
 
-def _own_texts(path: Path | str) -> Iterator[tuple[str, str]]:
-    """Yield the ids that are not the hash of the row's messages, with this hash.
+def _own_texts(path: Path | str) -> Iterator[list[tuple[str, str]]]:
+    """Yield the ids that are not the hash of the row's messages, with this hash, some at a time.
 
     Of a file that this package wrote, only if its first rows have such ids: it copies those of others, and changes no texts.
     """
@@ -319,9 +331,10 @@ def _own_texts(path: Path | str) -> Iterator[tuple[str, str]]:
             for batch in opened.iter_batches(ROWS_AT_ONCE, columns=[col.ID, col.MESSAGES]):
                 rows = [(str(row[col.ID]), [*filter(None, row[col.MESSAGES] or [])]) for row in batch.to_pylist()]
                 found = [(identity, text) for identity, turns in rows if identity != (text := col.content_id(turns))]
-                if own and not found:
+                if found:
+                    yield found
+                elif own:
                     break
-                yield from found
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:

@@ -131,9 +131,7 @@ def _elicit_and_log(
         metrics = _score(session, seen, folder, store, asked)
     run.metrics(metrics)
     run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
-    # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
-    hashed = ray.remote(content_digest).options(**here())
-    scored = ray.get(hashed.remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))
+    scored = content_digest(folder / col.SCORED_FOLDER, col.SMOOTHING_READS)
     prompts = ", ".join(metrics["prompt_hashes"])
     run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: prompts, LINEAGE_UNCERTAINTY: metrics["uncertainty"]})
     if config.tracking.traces:

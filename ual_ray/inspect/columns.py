@@ -39,7 +39,7 @@ class Columns:
         self.rows = self._dataset.count_rows()
         if not self.rows:
             raise UserError(f"{path} holds no row", expected=expected)
-        check_ids(path, self.arrow(col.ID), "row", "labels and replies are found")
+        check_ids(path, [self.arrow(col.ID)], "row", "labels and replies are found")
         self.estimators = [name for name in self._estimator_names() if name != ENSEMBLE]
         self.has_ensemble = ENSEMBLE in self._estimator_names() and bool(np.isfinite(self.score(ENSEMBLE)).any())
 

@@ -59,7 +59,7 @@ def smooth(
     if not len(table):
         fix = "elicit.splits must contain train"
         raise UserError(f"{scored} has no row of the split '{col.TRAIN}'", got=f"splits: {found or 'no row'}", fix=fix)
-    check_ids(scored, table[col.ID])
+    check_ids(scored, [table[col.ID]])
     uncertainty = np.array(table[uncertainty_column].to_numpy(zero_copy_only=False), dtype=np.float64)
     lengths, unit = _lengths(table, tokens)
     sources = table[col.SOURCE].cast(pa.string()).fill_null("").to_numpy() if col.SOURCE in table.column_names else None

@@ -11,6 +11,7 @@ from ual_ray import columns as col
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.parquet import RowFiles, check_ids, schema_of
+from ual_ray.sorting import by_id
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -34,16 +35,9 @@ def check_columns(path: Path, needed: Sequence[str]) -> list[str]:
 
 def check_own_ids(path: Path, split: str) -> None:
     """Raise UserError unless every row of a split, training or validation, has an id of its own."""
-    files, mine = RowFiles(path), pyarrow.dataset.field(col.SPLIT) == split
-    hashes, nulls = [np.empty(0, np.int64)], 0
-    # Hashes take 80 MB of ten million rows, and their ids ten times that.
-    for batch in files.to_batches(columns=[col.ID], filter=mine):
-        hashes.append(np.fromiter(map(hash, batch[col.ID].to_pylist()), np.int64, len(batch)))
-        nulls += batch[col.ID].null_count
-    found = np.sort(np.concatenate(hashes))
-    if nulls or (found[1:] == found[:-1]).any():
-        ids = files.to_table(columns=[col.ID], filter=mine)[col.ID]
-        check_ids(path, ids, *([] if split == col.TRAIN else [f"{split} row", "those that are measured are chosen"]))
+    mine = RowFiles(path).to_batches(columns=[col.ID], filter=pyarrow.dataset.field(col.SPLIT) == split)
+    parts = (part[col.ID] for part in by_id(mine))
+    check_ids(path, parts, *([] if split == col.TRAIN else [f"{split} row", "those that are measured are chosen"]))
 
 
 def check_values(path: Path) -> None:
@@ -63,20 +57,22 @@ def check_values(path: Path) -> None:
                 expected=f"{expected}, in every training row",
                 fix="`ual smooth` writes such columns",
             )
-        mine = pyarrow.dataset.field(col.SPLIT) == col.TRAIN
+        mine, count, first, zero = pyarrow.dataset.field(col.SPLIT) == col.TRAIN, 0, "", True
         # Not by the filter: a file's statistics, by which whole parts are skipped, know nothing of NaN.
-        values = files.to_table(columns=[name], filter=mine)[name].cast(pa.float64()).to_numpy()
-        illegal = ~((values >= 0) & (values <= most)) & (~np.isnan(values) | (name == col.ALPHA))
-        if illegal.any():
-            at = int(illegal.argmax())
-            row = files.to_table(columns=[col.ID], filter=mine)[col.ID][at]
+        for batch in files.to_batches(columns=[col.ID, name], filter=mine):
+            values = batch[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+            illegal = ~((values >= 0) & (values <= most)) & (~np.isnan(values) | (name == col.ALPHA))
+            if illegal.any() and not count:
+                first = f"{values[at := int(illegal.argmax())]:g} in the row {batch[col.ID][at]}"
+            count, zero = count + int(illegal.sum()), zero and not values.any()
+        if count:
             raise UserError(
                 f"{path}: the column {name} cannot be trained with",
-                got=f"{values[at]:g} in the row {row}, and {plural(int(illegal.sum()) - 1, 'row')} more",
+                got=f"{first}, and {plural(count - 1, 'row')} more",
                 expected=f"{expected}, in every training row",
                 fix="correct these rows or leave them out; `ual smooth` writes such columns",
             )
-        if name == col.LOSS_WEIGHT and len(values) and not values.any():
+        if name == col.LOSS_WEIGHT and zero and files.count_rows(mine):
             raise UserError(
                 f"{path}: the column {name} leaves nothing to train on",
                 got="0 in every training row",

@@ -16,7 +16,6 @@ from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 from ual_ray.parquet import write_table
-from ual_ray.train import given_rows
 from ual_ray.train import tokenize as tokens
 from ual_ray.train.given_rows import check_own_ids, check_values
 from ual_ray.train.token_store import TokenStore
@@ -207,11 +206,6 @@ def test_alphas_and_weights_at_their_bounds_are_trained_with(tmp_path: Path) -> 
     check_values(numbers(tmp_path, pa.int64(), **{col.ALPHA: [0, 1, None]}))
     with pytest.raises(UserError, match="alpha has no numbers"):
         check_values(numbers(tmp_path, pa.string(), **{col.ALPHA: ["0.1", "0.2", None]}))
-
-
-def test_different_ids_with_the_same_hash_are_no_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(given_rows, "hash", lambda identity: 1, raising=False)
-    check_values(numbers(tmp_path))
 
 
 @pytest.mark.parametrize(("ids", "distinct"), [(["a", None, "c"], 2), (["a", "b", "a"], 2), ([None, None, None], 0)])
