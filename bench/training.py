@@ -24,7 +24,7 @@ from ual_ray.config import TrainConfig
 from ual_ray.models.chat import load_renderer
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Batch, Step, StepPlan, collate
-from ual_ray.train.compat_torch import return_freed_memory, use_large_pages
+from ual_ray.train.compat_torch import reuse_freed_memory, use_large_pages
 from ual_ray.train.model import build
 from ual_ray.train.optimizer_step import make_optimizer, train_step
 from ual_ray.train.sharding import make_mesh
@@ -102,7 +102,7 @@ def run_ranks(work: Work, ranks: int = 1, arms: bool = False) -> list[dict[str, 
 def ours(work: Work, rank: int, ranks: int, meeting_point: str, arms: bool) -> dict[str, Any]:
     """Run one rank: the steps of `ual train` without Ray. `arms`: take every step again with each alpha at 0."""
     use_large_pages()
-    return_freed_memory()
+    reuse_freed_memory()
     torch.set_num_threads(work.threads)
     dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=ranks)
     config, device = work.config, torch.device("cpu")

@@ -48,11 +48,11 @@ class NodeBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Set up the process group."""
         # Not at the top: torch.distributed comes with it, which the driver does without.
-        from ual_ray.train.compat_torch import return_freed_memory, use_large_pages
+        from ual_ray.train.compat_torch import reuse_freed_memory, use_large_pages
 
         if backend_config.backend == "gloo":
             worker_group.execute(use_large_pages)
-            worker_group.execute(return_freed_memory)
+            worker_group.execute(reuse_freed_memory)
         if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:
             worker_group.execute(use_interface_of_node)
         if isinstance(backend_config, NodeTorchConfig) and backend_config.traces:

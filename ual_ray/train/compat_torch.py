@@ -1,6 +1,6 @@
 """Parts of torch that it does not document: DTensors from shards, stagers, tensors without storage, shapes of compiled graphs.
 
-And the memory of tensors on a CPU: large pages (c10/core/impl/alloc_cpu.cpp), and no heap of glibc's that grows (mallopt).
+And the memory of tensors on a CPU: large pages (c10/core/impl/alloc_cpu.cpp), and what glibc keeps of it (mallopt).
 
 When tests/unit/train/test_compat_torch.py fails with another torch: read `DTensor.__new__` (torch/distributed/tensor/_api.py),
 `AsyncStager` (torch/distributed/checkpoint/staging.py), `flop_registry` (torch/utils/flop_counter.py) and `maybe_mark_dynamic`
@@ -19,9 +19,13 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.tensor import DTensor
 
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-# Of glibc's malloc.h: blocks from so many bytes on are mapped one by one, outside of the heap.
-M_MMAP_THRESHOLD = -3
+# Of glibc's malloc.h: from so many bytes on, blocks are mapped one by one, outside of the heap; free memory at the heap's end
+# is returned; and how many heaps there are.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX = -3, -1, -8
+MOST_KEPT_BYTES = 2**30
 PAGE_BYTES = 2 * 2**20
+
+_reuses = False
 
 
 def use_large_pages() -> None:
@@ -33,17 +37,30 @@ def use_large_pages() -> None:
     os.environ.setdefault(LARGE_PAGES, "1")
 
 
-def return_freed_memory() -> None:
-    """Have glibc's malloc map tensors of 2 MB and more one by one, and unmap what is freed, unless told otherwise.
+def reuse_freed_memory() -> None:
+    """Have glibc's malloc keep what is freed until `return_freed_memory`, all of it in one heap, unless told otherwise.
 
-    By itself it raises this limit to 32 MB, and keeps what is freed in heaps. The tensors of the next step, whose packs have
-    other lengths, do not fit there, and the memory of the process grows from step to step. bench/train_step_vs_trl.py
-    measures the peak.
+    By itself it maps most tensors of a step one by one, and unmaps them when they are freed: the kernel clears every page for
+    every tensor. What it keeps has no limit, and the next step's tensors, whose packs have other lengths, do not fit there: the
+    memory of the process grows from step to step. To be called before a process starts its threads, which would have heaps
+    of their own. bench/train_step_vs_trl.py measures pace and peak.
     """
+    global _reuses
     set_up = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None and not set_up:
+    if set_option is None or set_up:
+        return
+    if set_option(M_MMAP_THRESHOLD, MOST_KEPT_BYTES):
+        _reuses = bool(set_option(M_TRIM_THRESHOLD, MOST_KEPT_BYTES) and set_option(M_ARENA_MAX, 1))
+    else:
+        # glibc before 2.35 keeps no such tensors in its heap: all are mapped one by one.
         set_option(M_MMAP_THRESHOLD, PAGE_BYTES)
+
+
+def return_freed_memory() -> None:
+    """Give what was freed since the last call back to the kernel, if `reuse_freed_memory` has it kept."""
+    if _reuses:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class HostStager(AsyncStager):

@@ -24,7 +24,7 @@ from ual_ray.models.compat_transformers import pack_masks
 from ual_ray.models.output_head import TOLERANCE, OutputHead
 from ual_ray.train.attention import Lengths, sample_lengths, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
-from ual_ray.train.compat_torch import mark_shapes_dynamic
+from ual_ray.train.compat_torch import mark_shapes_dynamic, return_freed_memory
 from ual_ray.train.lora import without_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
 from ual_ray.train.sharding import checkpoint_activations, find_layers, reshard, shard
@@ -138,6 +138,7 @@ class SmoothedCausalLM(nn.Module):
         """
         before = self._before_training(batch)
         hidden = self._states(batch)
+        return_freed_memory()  # the loss's tensors are of other sizes than what the layers freed
         labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
         # In evaluation the loss is that of all tokens, so that arms compare.
         weighted = self.training and batch.weight is not None

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ual_ray.config import TrainConfig
 from ual_ray.train.batches import Batch
+from ual_ray.train.compat_torch import return_freed_memory
 from ual_ray.train.metrics import Metrics, averages
 from ual_ray.train.model import SUMS, ForwardSums, SmoothedCausalLM
 from ual_ray.train.sharding import reshard
@@ -114,6 +115,7 @@ def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: i
         forward: ForwardSums = model(batch.to(device))
         # Avoids 0/0: a step without targets has gradients of 0.
         (forward.loss / max(1, target_tokens)).backward()
+        return_freed_memory()
         passes.append(ForwardSums(forward.loss.detach(), forward.by_bin))
     return passes
 

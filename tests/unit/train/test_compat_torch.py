@@ -116,7 +116,7 @@ FREE_MEMORY = """
 import os, sys, threading
 from pathlib import Path
 import torch
-from ual_ray.train.compat_torch import return_freed_memory
+from ual_ray.train.compat_torch import return_freed_memory, reuse_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
@@ -129,6 +129,7 @@ def steps():
         tensors += [torch.ones(tokens + 1, size) for size in (576, 192, 1536) * 10]
         kept = torch.ones(10)  # at the end of the heap
         del tensors
+        return_freed_memory()
     print(resident() - before, flush=True)
 
 for call in sys.argv[1:]:
@@ -152,7 +153,33 @@ def test_the_memory_of_freed_tensors_is_returned() -> None:
         others = {name: value for name, value in os.environ.items() if name != LARGE_PAGES and "MALLOC" not in name}
         return [*map(int, subprocess.run(script, env=others | variables, capture_output=True, check=True).stdout.split())]
 
-    returned, kept = left("return_freed_memory()", "None")
+    returned, kept = left("reuse_freed_memory()", "None")
     assert returned < 50 < 200 < kept
-    (set_by_user,) = left("return_freed_memory()", MALLOC_MMAP_THRESHOLD_=str(2**25))
+    (set_by_user,) = left("reuse_freed_memory()", MALLOC_MMAP_THRESHOLD_=str(2**25))
     assert set_by_user > 200
+
+
+@pytest.mark.parametrize(
+    ("most", "asked", "trims"), [(2**40, [(-3, 2**30), (-1, 2**30), (-8, 1)], 1), (2**25, [(-3, 2**30), (-3, 2**21)], 0)]
+)
+def test_where_malloc_keeps_no_large_blocks_they_are_mapped_one_by_one(
+    most: int, asked: list[tuple[int, int]], trims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in glibc before 2.35, whose mallopt refuses limits above 32 MB."""
+    calls, trimmed = [], []
+
+    class Libc:
+        def mallopt(self, option: int, value: int) -> int:
+            calls.append((option, value))
+            return int(option != -3 or value <= most)
+
+        def malloc_trim(self, pad: int) -> None:
+            trimmed.append(pad)
+
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(compat_torch, "_reuses", False)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Libc())
+    compat_torch.reuse_freed_memory()
+    compat_torch.return_freed_memory()
+    assert (calls, len(trimmed)) == (asked, trims)
