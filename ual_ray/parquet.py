@@ -25,7 +25,6 @@ from ual_ray import columns as col
 from ual_ray import sorting
 from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
-from ual_ray.formatting import plural
 from ual_ray.sorting import is_text
 
 ROWS_PER_FILE = 10_000
@@ -252,20 +251,6 @@ def _kind_in(schema: pa.Schema, name: str) -> str:
     return str(kind).partition("<")[0].removeprefix("large_")
 
 
-def check_ids(
-    path: Path, parts: Iterable[pa.ChunkedArray], rows: str = "training row", read: str = "alphas are assigned"
-) -> None:
-    """Raise UserError unless every row has an id of its own. parts: of the ids, equal ones in one. read: what is done by it."""
-    counts = [(len(ids), pa.compute.count_distinct(ids).as_py()) for ids in parts]
-    count, distinct = (sum(numbers) for numbers in zip((0, 0), *counts, strict=True))
-    if distinct < count:
-        raise UserError(
-            f"{path}: the column {col.ID} repeats or has no value",
-            got=f"{distinct} different ids in {plural(count, rows)}",
-            fix=f"give every row an id of its own: {read} by it",
-        )
-
-
 def _is_number(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
@@ -294,13 +279,22 @@ def content_digest(path: Path | str, columns: Sequence[str]) -> str:
     If the id, a hash of the messages, is among the columns, the digest covers the messages too. Of rows that people may have
     made or changed, `rows_digest` makes sure of it. Of many rows, a part is in memory at a time (`sorting`).
     """
+    with mapped(path, [name for name in columns if name in RowFiles(path).schema.names]) as table:
+        return sorting.stream_digest(table.replace_schema_metadata(None))
+
+
+@contextmanager
+def mapped(path: Path | str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Give columns of all rows in one batch, sorted by id where it is one of them; many rows in pages of temporary files."""
     files = RowFiles(path)
-    names = [name for name in columns if name in files.schema.names]
-    schema = files.head(0, names).schema.remove_metadata()
-    if col.ID in names and files.count_rows() > sorting.ROWS_IN_MEMORY and sorting.joins(schema):
-        with sorting.joined(sorting.by_id(files.to_batches(columns=names)), schema) as batch:
-            return sorting.stream_digest(batch.schema, [batch])
-    return sorting.stream_digest(schema, read_table(path, names).replace_schema_metadata(None).combine_chunks().to_batches())
+    schema = files.head(0, columns).schema
+    if files.count_rows() <= sorting.ROWS_IN_MEMORY or not sorting.joins(schema):
+        yield read_table(path, columns).combine_chunks()
+        return
+    batches = files.to_batches(columns=columns)
+    rows = (batch for part in sorting.by_id(batches) for batch in part.to_batches()) if col.ID in columns else batches
+    with sorting.joined(rows, schema) as batch:
+        yield pa.Table.from_batches([batch])
 
 
 def rows_digest(path: Path | str, columns: Sequence[str]) -> str:

@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.ipc
 
 from ual_ray import columns as col
+from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 
 ROWS_IN_MEMORY = 100_000
 # Of each sorted run every so many-th id is compared, to find bounds between which there are about ROWS_IN_MEMORY rows.
@@ -86,6 +89,20 @@ def _key(value: pa.Scalar) -> tuple[bool, Any]:
     return not value.is_valid, value.as_py()
 
 
+def check_ids(
+    path: Path, parts: Iterable[pa.ChunkedArray], rows: str = "training row", read: str = "alphas are assigned"
+) -> None:
+    """Raise UserError unless every row has an id of its own. parts: of the ids, equal ones in one. read: what is done by it."""
+    counts = [(len(ids), pa.compute.count_distinct(ids).as_py()) for ids in parts]
+    count, distinct = (sum(numbers) for numbers in zip((0, 0), *counts, strict=True))
+    if distinct < count:
+        raise UserError(
+            f"{path}: the column {col.ID} repeats or has no value",
+            got=f"{distinct} different ids in {plural(count, rows)}",
+            fix=f"give every row an id of its own: {read} by it",
+        )
+
+
 def joins(schema: pa.Schema) -> bool:
     """Whether `joined` takes all of these columns."""
     return all(
@@ -108,25 +125,23 @@ class _Hash(io.RawIOBase):
         return len(content)
 
 
-def stream_digest(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> str:
-    """Hash batches as Arrow streams them: 16 hexadecimal digits of SHA-256."""
+def stream_digest(table: pa.Table) -> str:
+    """Hash a table as Arrow streams it: 16 hexadecimal digits of SHA-256."""
     sink = _Hash()
-    with pa.ipc.new_stream(sink, schema) as stream:
-        for batch in batches:
-            stream.write_batch(batch)
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
     return sink.sha256.hexdigest()[: col.ID_LENGTH]
 
 
 @contextmanager
-def joined(parts: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Give one batch of all tables, with the same bytes as `combine_chunks` has in memory, as long as the block runs."""
+def joined(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Give one batch of all, with the same bytes as `combine_chunks` has in memory, as long as the block runs."""
     with TemporaryDirectory() as folder:
         columns, rows = [_Column(f"{folder}/{number}", kind) for number, kind in enumerate(schema.types)], 0
-        for part in parts:
-            rows += len(part)
-            for column, chunks in zip(columns, part.itercolumns(), strict=True):
-                for array in chunks.chunks:
-                    column.add(array)
+        for batch in batches:
+            rows += len(batch)
+            for column, array in zip(columns, batch.itercolumns(), strict=True):
+                column.add(array)
         arrays = [column.array(rows) for column in columns]
         kinds = zip(schema, arrays, strict=True)
         yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema([field.with_type(array.type) for field, array in kinds]))

@@ -131,7 +131,7 @@ def test_texts_that_are_longer_together_than_32_bits_count_keep_every_byte(
 ) -> None:
     monkeypatch.setattr(sorting, "LONGEST_TEXTS", 5)
     table = pa.table({col.ID: ["c", "a", "b"], "note": ["four", None, "five"]}).sort_by(col.ID)
-    with sorting.joined(iter([table.slice(0, 2), table.slice(2)]), table.schema) as batch:
+    with sorting.joined(table.to_batches(max_chunksize=2), table.schema) as batch:
         assert batch.schema.types == [pa.string(), pa.large_string()]
         assert batch.to_pylist() == table.to_pylist()
 

@@ -11,7 +11,8 @@ import pyarrow.parquet
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE
 from ual_ray.errors import UserError
-from ual_ray.parquet import RowFiles, check_alike, check_ids, check_kinds, naming_damage, open_file
+from ual_ray.parquet import RowFiles, check_alike, check_kinds, naming_damage, open_file
+from ual_ray.sorting import check_ids
 from ual_ray.stats.score_quality import Numbers
 
 

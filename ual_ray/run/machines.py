@@ -196,6 +196,21 @@ def here() -> dict[str, Any]:
     return {} if found is None else {"num_cpus": 0, "label_selector": {NODE_LABEL: found[1].node}}
 
 
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process that sees the output and ends with the call. Raises UserError where the function does."""
+
+    def call() -> Any:
+        try:
+            return function(*arguments)
+        except UserError as error:  # as Ray would raise it, it has a traceback in its text
+            return error
+
+    found = ray.get(ray.remote(num_cpus=0, max_calls=1)(call).options(**here()).remote())
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
 def checkpoints_uri() -> str | None:
     """Return the URI of checkpoints that ranks on all machines write: next to the output's; None where its folder will do."""
     found = _caller()
@@ -210,8 +225,11 @@ def file_source(path: Path | str, columns: Sequence[str] | None, where: pa.compu
     return TaskSource([partial(_read_file, file, columns, where) for file in RowFiles(path).files])
 
 
-def _read_file(file: str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> Iterable[pa.Table]:
-    return [RowFiles([Path(file)]).to_table(columns, where)]
+def _read_file(file: str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> Iterator[pa.Table]:
+    """Yield the rows of a file, some at a time, behind a table of none, from which a file without rows has its columns."""
+    files = RowFiles([Path(file)])
+    yield files.head(0, columns)
+    yield from (pa.Table.from_batches([batch]) for batch in files.to_batches(columns=columns, filter=where))
 
 
 def read_source(source: Datasource, tasks: int) -> ray.data.Dataset:

@@ -18,9 +18,10 @@ from ual_ray.errors import UserError
 from ual_ray.models.chat import ChatRenderer, load_renderer
 from ual_ray.models.resolve import check_found, resolve_model
 from ual_ray.models.truncate import cut, trained_tokens
-from ual_ray.parquet import RowFiles, check_ids, content_digest, read_table, schema_of, writing
+from ual_ray.parquet import RowFiles, content_digest, mapped, read_table, schema_of, writing
 from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
+from ual_ray.sorting import check_ids
 from ual_ray.stats.score_quality import FOLLOWS, spearman
 
 SEQUENCES = "sequences"
@@ -165,8 +166,9 @@ def _write(
 
 def histogram(smoothed: Path, bins: int = 10) -> list[tuple[float, float, int]]:
     """Count rows per interval of alpha: (from, to, rows), for the terminal and for plots."""
-    alpha = np.array(read_table(smoothed, [col.ID, col.ALPHA])[col.ALPHA].to_pylist())
-    counts, edges = np.histogram(alpha, bins=bins if np.ptp(alpha) > 0 else 1)
+    with mapped(smoothed, [col.ALPHA]) as table:
+        alpha = table[col.ALPHA].to_numpy()
+        counts, edges = np.histogram(alpha, bins=bins if np.ptp(alpha) > 0 else 1)
     return [(float(low), float(high), int(count)) for low, high, count in zip(edges, edges[1:], counts, strict=False)]
 
 

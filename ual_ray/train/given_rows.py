@@ -10,8 +10,8 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.parquet import RowFiles, check_ids, schema_of
-from ual_ray.sorting import by_id
+from ual_ray.parquet import RowFiles, schema_of
+from ual_ray.sorting import by_id, check_ids
 
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -18,7 +18,7 @@ from ual_ray.config.files import write_text
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
 from ual_ray.parquet import RowFiles
-from ual_ray.run.machines import checkpoints_uri
+from ual_ray.run.machines import checkpoints_uri, in_a_process
 from ual_ray.run.metrics_log import MetricsReader, read_metrics
 from ual_ray.run.progress import Meter, polled
 from ual_ray.run.side_by_side import in_thread, raise_if_ending
@@ -35,6 +35,8 @@ from ual_ray.train.worker import run_worker
 RUN_NAME_FILE = "run_name"
 # Files of the last collectives of each rank of a training on GPUs that hung.
 TRACES_FOLDER = "nccl"
+# The plan of more rows, as large as in each rank, is in a process of its own that ends before training begins.
+PLANNED_HERE = 100_000
 
 OnStep = Callable[[Metrics], None]
 MakeMeter = Callable[[int], Meter]
@@ -67,13 +69,9 @@ def train(
     counts = {} if tokens else render_all(config, smoothed, rows, folder)
     tokens = tokens or folder / TOKENS_FOLDER
     check_store(tokens)
-    store = TokenStore.open(tokens, col.TRAIN, config.train.uncertainty_bins, smoothed if arm else None, sources=sources)
-    if arm:
-        counts = count_shared(store, smoothed)
-    plan = StepPlan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers, store.sources)
-    if mixture:
-        counts["mixture"] = plan.by_source()
-    counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
+    needed = config, tokens, smoothed if arm else None, sources
+    few = RowFiles(smoothed).count_rows() <= PLANNED_HERE
+    counts |= planned(*needed) if few else in_a_process(planned, *needed)
     counts |= {"dtype": config.train.dtype, "num_workers": config.train.num_workers}
     counts["resumed"] = (folder / col.METRICS_FILE).exists()
     job = TrainingJob(
@@ -89,7 +87,7 @@ def train(
         str(sources) if sources else None,
         config.tracking.system_metrics,
     )
-    meter = make_meter(len(plan))
+    meter = make_meter(counts["steps"])
     with closing(meter), polled(_Follower(folder / col.METRICS_FILE, meter, on_step).read, seconds=1.0):
         outcome = fit(job)
     if outcome.ending == "non_finite":
@@ -106,6 +104,16 @@ def train(
     alone = config.train.lora.rank and not config.train.lora.merge
     written = folder / (col.ADAPTER_FOLDER if alone else col.MODEL_FOLDER)
     return counts | {"last": last, "exported": exported, "model": str(written)}
+
+
+def planned(config: Config, tokens: Path, arm: Path | None, sources: Path | None) -> dict[str, Any]:
+    """Describe a training before it begins: steps, padding, bins and mixture; and the rows of an arm, if tokens are shared."""
+    settings = config.train
+    store = TokenStore.open(tokens, col.TRAIN, settings.uncertainty_bins, arm, sources=sources)
+    counts: dict[str, Any] = count_shared(store, arm) if arm else {}
+    plan = StepPlan(store.lengths, store.target_tokens, settings, config.seed, settings.num_workers, store.sources)
+    counts |= {"mixture": plan.by_source()} if settings.mixture else {}
+    return counts | {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
 
 
 def count_skipped(lines: Sequence[Metrics]) -> int:

@@ -13,7 +13,7 @@ from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.parquet import RowFiles, alphas_digest, content_digest, read_table, recorded_map, rows_digest
+from ual_ray.parquet import RowFiles, alphas_digest, content_digest, mapped, recorded_map, rows_digest
 from ual_ray.plots import training
 from ual_ray.run.progress import Meter
 from ual_ray.run.stage_cache import STARTED_FILE, Done, stage_digest
@@ -247,8 +247,7 @@ def _train_and_log(
     config = with_train_dtype(config, session.tracker.output)
     run.params({"train": config.train.model_dump(), "smooth": recorded_map(smoothed)})
     run.params({"model": config.model, "seed": config.seed})
-    table = read_table(smoothed, [col.ID, col.ALPHA])
-    run.dataset(f"smoothed {name}", smoothed, lineage[LINEAGE_SMOOTHED], len(table), "training")
+    run.dataset(f"smoothed {name}", smoothed, lineage[LINEAGE_SMOOTHED], RowFiles(smoothed).count_rows(), "training")
     # A run that was interrupted is reopened, and holds the steps up to there already.
     logged = run.last_step("smoothed_loss")
 
@@ -267,7 +266,8 @@ def _train_and_log(
     run.metrics({key: value for key, value in metrics.items() if key != "last"}, step=int(metrics["last"]["step"]))
     run.plot(training.loss_curves({name: lines}), "plots/loss.png")
     run.plot(training.loss_by_uncertainty({name: lines}, metrics["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
-    run.plot(training.alpha_by_arm({name: table[col.ALPHA].to_numpy()}), "plots/alpha.png")
+    with mapped(smoothed, [col.ALPHA]) as table:
+        run.plot(training.alpha_by_arm({name: table[col.ALPHA].to_numpy()}), "plots/alpha.png")
     return metrics
 
 

@@ -91,7 +91,9 @@ def test_files_are_read_with_a_task_each(tmp_path: Path) -> None:
         write_table(pa.table({"id": [f"{number}a", f"{number}b"], "split": ["train", "test"]}), tmp_path / f"{number}.parquet")
     source = file_source(tmp_path, ["id"], pyarrow.compute.field("split") == "test")
     tasks = source.get_read_tasks(parallelism=100)
-    assert [[table.to_pydict() for table in task()] for task in tasks] == [[{"id": [f"{number}b"]}] for number in range(3)]
+    assert [pa.concat_tables(task()).to_pydict() for task in tasks] == [{"id": [f"{number}b"]} for number in range(3)]
+    (nothing, *_) = file_source(tmp_path, ["id"], pyarrow.compute.field("split") == "none").get_read_tasks(100)
+    assert pa.concat_tables(nothing()).to_pydict() == {"id": []}
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
+import pyarrow as pa
 import pytest
 import torch.distributed as dist
 
-from ual_ray.config import TrainConfig
+from ual_ray.config import Config, TrainConfig
+from ual_ray.parquet import write_table
 from ual_ray.run.side_by_side import side_by_side
 from ual_ray.train import stage
 from ual_ray.train.loop import Outcome
@@ -140,3 +144,28 @@ def test_collectives_of_a_hang_on_gpus_are_written_to_the_output_folder(tmp_path
     for _ in range(2):
         assert _traces(TrainConfig(gpus_per_worker=1), tmp_path) == str(tmp_path / "nccl")
     assert (tmp_path / "nccl").is_dir()
+
+
+@pytest.mark.parametrize(("most", "apart"), [(2, False), (1, True)])
+def test_the_plan_of_many_rows_is_not_held_by_the_driver_during_training(
+    most: int, apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def told(name: str) -> Callable[..., dict[str, int]]:
+        def call(*_: object) -> dict[str, int]:
+            asked.append(name)
+            return {"steps": 7}
+
+        return call
+
+    alphas = tmp_path / "smoothed.parquet"
+    write_table(pa.table({"id": ["a", "b"]}), alphas)
+    for name in ("render_all", "check_store", "planned", "in_a_process", "fit"):
+        monkeypatch.setattr(stage, name, told(name))
+    monkeypatch.setattr(stage, "PLANNED_HERE", most)
+    meter = Mock(side_effect=InterruptedError)
+    with pytest.raises(InterruptedError):
+        stage.train(Config(), alphas, None, tmp_path / "out", meter, Mock(), {})
+    meter.assert_called_once_with(7)
+    assert asked == ["render_all", "check_store", "in_a_process" if apart else "planned"]
