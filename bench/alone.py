@@ -59,6 +59,11 @@ def peak_bytes() -> int:
     return _status("VmHWM")
 
 
+def anonymous_bytes() -> int:
+    """Return the resident bytes of now that are no pages of files."""
+    return _status("RssAnon")
+
+
 def _status(name: str) -> int:
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
     return 1024 * int(line.split()[1])
