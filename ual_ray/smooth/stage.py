@@ -18,7 +18,7 @@ from ual_ray.errors import UserError
 from ual_ray.models.chat import ChatRenderer, load_renderer
 from ual_ray.models.resolve import check_found, resolve_model
 from ual_ray.models.truncate import cut, trained_tokens
-from ual_ray.parquet import RowFiles, content_digest, mapped, read_table, schema_of, writing
+from ual_ray.parquet import RowFiles, content_digest, mapped, schema_of, writing
 from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
 from ual_ray.sorting import check_ids
@@ -54,16 +54,17 @@ def smooth(
     files = RowFiles(scored)
     # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
     reads = [name for name in columns_read(spec) if name in files.schema.names]
-    table = read_table(scored, reads)
-    found = ", ".join(sorted(map(str, table[col.SPLIT].unique().to_pylist())))
-    table = table.filter(pa.compute.equal(table[col.SPLIT], col.TRAIN))
+    table = files.to_table(reads, pa.compute.field(col.SPLIT) == col.TRAIN)
     if not len(table):
-        fix = "elicit.splits must contain train"
-        raise UserError(f"{scored} has no row of the split '{col.TRAIN}'", got=f"splits: {found or 'no row'}", fix=fix)
+        splits = files.to_table([col.SPLIT])[col.SPLIT].unique().to_pylist()
+        got, fix = f"splits: {', '.join(sorted(map(str, splits))) or 'no row'}", "elicit.splits must contain train"
+        raise UserError(f"{scored} has no row of the split '{col.TRAIN}'", got=got, fix=fix)
+    order = pa.compute.sort_indices(table, [(col.ID, "ascending")])
+    table = table.take(order)
     check_ids(scored, [table[col.ID]])
     uncertainty = np.array(table[uncertainty_column].to_numpy(zero_copy_only=False), dtype=np.float64)
     lengths, unit = _lengths(table, tokens)
-    sources = table[col.SOURCE].cast(pa.string()).fill_null("").to_numpy() if col.SOURCE in table.column_names else None
+    sources = _texts(table[col.SOURCE]) if col.SOURCE in table.column_names else None
     rows = Rows.of(uncertainty, lengths, sources, seed)
     weight = assign_weights(rows, spec)
     if mixture:
@@ -78,7 +79,7 @@ def smooth(
     record = {**spec.model_dump(), "seed": seed, col.SCORED_DIGEST: scored_digest or content_digest(scored, reads)}
     added = {col.ALPHA: alpha} | ({col.LOSS_WEIGHT: weight} if spec.weight != "none" else {})
     kept = [name for name in files.schema.names if texts or name in col.SMOOTHING_READS]
-    _write(files, kept, np.array(table[col.ID].to_pylist()), added, record, folder / col.SMOOTHED_FILE)
+    _write(files, kept, order.to_numpy(), added, record, folder / col.SMOOTHED_FILE)
     what = {"map": spec.map, "weight": spec.weight, "loss": spec.loss, "uncertainty": uncertainty_column}
     weights = {"weight_min": float(weight[weight > 0].min()), "weight_max": float(weight.max())}
     return {
@@ -126,6 +127,12 @@ def _lengths(table: pa.Table, tokens: pa.Table | None) -> tuple[Array | None, st
     return np.array(table[col.RESPONSE_LENGTH].to_numpy(), dtype=np.float64), "character of response"
 
 
+def _texts(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return texts, each different one in memory once; "" where there is none."""
+    encoded = column.cast(pa.string()).fill_null("").combine_chunks().dictionary_encode()
+    return np.array(encoded.dictionary.to_pylist(), dtype=object)[encoded.indices.to_numpy()]
+
+
 def _count(table: pa.Table, tokens: pa.Table, name: str) -> Array:
     """Return a column of COUNTED for every row; 0 for a row that training drops."""
     places = pa.compute.index_in(table[col.ID].cast(pa.string()), value_set=tokens[col.ID])
@@ -147,21 +154,24 @@ def _as_drawn(rows: Rows, mixture: Mapping[str, float], sequences: NDArray[Any])
 def _write(
     files: RowFiles,
     kept: list[str],
-    ids: np.ndarray,
+    order: NDArray[Any],
     added: Mapping[str, Array],
     record: dict[str, Any],
     path: Path,
 ) -> None:
-    """Copy columns of the training rows that have an alpha, and those added (in the order of the sorted `ids`), by batches."""
+    """Copy columns of the training rows that have an alpha, and those added, by batches. order: of the values' rows."""
     schema = pa.schema([*map(files.schema.field, kept), *(pa.field(name, pa.float64()) for name in added)])
     schema = schema.with_metadata({col.MAP_METADATA: json.dumps(record).encode()})
+    values, end = {name: np.empty_like(numbers) for name, numbers in added.items()}, 0
+    for name, numbers in added.items():
+        values[name][order] = numbers
     with writing(path, schema) as writer:
         for batch in files.to_batches(columns=kept, filter=pa.compute.field(col.SPLIT) == col.TRAIN):
-            place = np.searchsorted(ids, np.array(batch[col.ID].to_pylist(), dtype=ids.dtype))
+            start, end = end, end + len(batch)
             rows = pa.Table.from_batches([batch])
-            for name, values in added.items():
-                rows = rows.append_column(name, pa.array(values[place], pa.float64()))
-            writer.write_table(rows.filter(pa.array(~np.isnan(added[col.ALPHA][place]))).cast(writer.schema))
+            for name, numbers in values.items():
+                rows = rows.append_column(name, pa.array(numbers[start:end], pa.float64()))
+            writer.write_table(rows.filter(pa.array(~np.isnan(values[col.ALPHA][start:end]))).cast(writer.schema))
 
 
 def histogram(smoothed: Path, bins: int = 10) -> list[tuple[float, float, int]]:
