@@ -21,6 +21,7 @@ from unittest import mock
 
 import pytest
 from hypothesis import settings
+from worker_forks import ALL, forked_workers
 
 # The same examples every time, however slow the machine: a red run means a change, not luck.
 settings.register_profile("unit", max_examples=50, deadline=None, derandomize=True, database=None)
@@ -249,7 +250,7 @@ def ual(ual_without_ray: Ual, local_ray: None) -> Ual:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """Start a local Ray, and stop it when all tests of this process are over."""
+    """Start a local Ray that forks its workers, and stop it when all tests of this process are over."""
     import ray
 
     from ual_ray.config import RuntimeConfig
@@ -262,6 +263,7 @@ def local_ray() -> Iterator[None]:
         init(**options | {"log_to_driver": False})
 
     with ExitStack() as cluster:
+        cluster.enter_context(forked_workers(*ALL))
         for left in reversed(range(STARTS_OF_RAY)):
             try:
                 with _signals_restored(), mock.patch.object(ray, "init", start):
