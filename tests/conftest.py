@@ -30,7 +30,8 @@ settings.load_profile("unit")
 REPOSITORY = Path(__file__).parents[1]
 UNITS = REPOSITORY / "tests" / "unit"
 # Most of a test's time is the start of processes: Ray starts none in advance, and keeps those that wait for work. What looks
-# for new logs ten times a second, and at all processes every few seconds, does so less often.
+# for new logs ten times a second, and at all processes every few seconds, does so less often; what looks whether a training
+# has ended, more often.
 os.environ.update(
     RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0",
     REPORTER_UPDATE_INTERVAL_MS="30000",
@@ -38,6 +39,7 @@ os.environ.update(
     RAY_prestart_worker_first_driver="0",
     RAY_idle_worker_killing_time_threshold_ms="30000",
     RAY_worker_niceness="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",
 )
 # One thread a process, as two files are tested at a time: threads that wait for one another spin, which multiplies the CPU time
 # of small products on a busy machine. What needs more threads sets their number itself.
