@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from forking_ual import forking_ual
+from worker_forks import WITHOUT_MODELS
 
 from ual_ray import columns as col
 from ual_ray.columns import Message
@@ -55,7 +56,7 @@ def asked(folder: Path) -> list[str]:
 
 def test_a_killed_judge_goes_on_where_it_was(ual: Ual, command: list[str], tmp_path: Path) -> None:
     out = tmp_path / "judged"
-    whole = [sys.executable, "-m", "ual_ray", *command, "-o", str(out)]
+    whole = [*forking_ual(WITHOUT_MODELS), *command, "-o", str(out)]
     first = subprocess.Popen(
         whole, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking_ual import forking_ual
+from worker_forks import ALL
 
 from ual_ray import columns as col
 
@@ -223,7 +224,7 @@ def killed(one_arm: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
         "train.checkpoint_every=10",
     ]
     settings += [WITH_PASSWORD, "tracking.system_metrics=false"]
-    command = [sys.executable, "-m", "ual_ray", "run", "--verbose", *settings]
+    command = [*forking_ual(ALL), "run", "--verbose", *settings]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | SECRETS
     with (output.parent / "printed.txt").open("wb") as printed:
         running = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed, start_new_session=True)
