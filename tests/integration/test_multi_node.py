@@ -173,7 +173,9 @@ def test_machines_that_share_no_folder_need_a_bucket_alone(
     check_equal(tmp_path / "run", here)
     homes = {node: nodes / node / "tmp" / "home" / ".cache" / "ual_ray" for node in ("head", "worker-1", "worker-2")}
     assert {node for node, home in homes.items() if (home / "outputs").exists()} == {"head"}
+    copied = {node: {file.name for file in home.rglob("*") if file.is_file()} for node, home in homes.items()}
+    # One actor may have answered all questions before the other had started.
+    assert any("model.safetensors" in copied[worker] for worker in ("worker-1", "worker-2")), "what its actor reads"
     for worker in ("worker-1", "worker-2"):
-        copied = {file.name for file in homes[worker].rglob("*") if file.is_file()}
-        assert {"model.safetensors", "smoothed.parquet"} <= copied, f"{worker} has what its actor and its rank read"
+        assert "smoothed.parquet" in copied[worker], f"{worker} has what its rank reads"
         assert not list(homes[worker].glob("copies/*/written-*")), "what was sent is removed"
