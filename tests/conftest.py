@@ -48,18 +48,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 STARTS_OF_RAY = 4
 # Two files are tested at a time: the longest first, so that both ends come at about the same time. Units by folder and name.
 LONGEST_FIRST = (
-    *(
-        "test_kills",
-        "test_training_kills",
-        "test_cluster_kills",
-        "test_wheel",
-        "test_pipeline",
-        "test_training",
-        "test_elicit",
-        "test_elicit_data",
-        "test_multi_node",
-    ),
-    *("test_s3_output", "test_vllm", "test_fsdp", "test_submit", "test_endpoint", "test_experiment", "test_mlflow_server"),
+    *("test_kills", "test_training_kills", "test_cluster_kills", "test_multi_node", "test_s3_output", "test_fsdp"),
+    *("test_wheel", "test_submit", "test_pipeline", "test_training", "test_gpu_check", "test_dry_run", "test_elicit_data"),
+    *("test_vllm", "test_evaluate", "test_endpoint", "test_elicit", "test_experiment", "test_mlflow_server"),
 )
 LONGEST_UNITS = (
     *(
