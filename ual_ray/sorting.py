@@ -1,6 +1,6 @@
 """Rows sorted by id with a bounded number of them in memory: the others are in temporary files, of which pages are mapped.
 
-The files are in the folder that Python's `tempfile` chooses, by TMPDIR, and take as many bytes as the columns do in memory.
+They are in the folder that Python's `tempfile` chooses, by TMPDIR, and take about twice the bytes of the columns in memory.
 """
 
 import hashlib
@@ -22,6 +22,8 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 
 ROWS_IN_MEMORY = 100_000
+# Of the folders of temporary files, which a command that was killed leaves behind.
+PREFIX = "ual_ray-rows-"
 # Of each sorted run every so many-th id is compared, to find bounds between which there are about ROWS_IN_MEMORY rows.
 SAMPLED = 500
 # Of texts that take more bytes together, Arrow counts these in 64 bits.
@@ -38,7 +40,7 @@ def by_id(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
     Rows of one id are in one table, in the order in which they came; those without one are in the last table, at its end.
     """
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(prefix=PREFIX) as folder:
         file = Path(folder) / "runs"
         if runs := [*_sorted_runs(batches, file)]:
             yield from _merged(runs)
@@ -136,7 +138,7 @@ def stream_digest(table: pa.Table) -> str:
 @contextmanager
 def joined(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Give one batch of all, with the same bytes as `combine_chunks` has in memory, as long as the block runs."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(prefix=PREFIX) as folder:
         columns, rows = [_Column(f"{folder}/{number}", kind) for number, kind in enumerate(schema.types)], 0
         for batch in batches:
             rows += len(batch)
@@ -182,9 +184,10 @@ class _Column:
             return pa.Array.from_buffers(self._kind, rows, [valid, values], self._nulls)
         ends, kind = self._mapped("ends", np.int64), self._kind
         if pa.types.is_string(kind) and self._bytes <= LONGEST_TEXTS:
-            narrow = np.memmap(f"{self._path}.narrow", np.int32, "w+", shape=rows + 1)
-            np.copyto(narrow, ends, casting="same_kind")
-            ends = narrow
+            # Written, not mapped and filled: on a full disk that would end the process.
+            for start in range(0, len(ends), ROWS_IN_MEMORY):
+                self._write("narrow", ends[start : start + ROWS_IN_MEMORY].astype(np.int32))
+            ends = self._mapped("narrow", np.int32)
         else:
             kind = pa.large_string()
         return pa.Array.from_buffers(kind, rows, [valid, pa.py_buffer(ends), values], self._nulls)

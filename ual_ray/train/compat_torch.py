@@ -38,12 +38,12 @@ def use_large_pages() -> None:
 
 
 def reuse_freed_memory() -> None:
-    """Have glibc's malloc keep what is freed until `return_freed_memory`, all of it in one heap, unless told otherwise.
+    """Have glibc's malloc keep what is freed until `return_freed_memory`, in as few heaps as it can, unless told otherwise.
 
     By itself it maps most tensors of a step one by one, and unmaps them when they are freed: the kernel clears every page for
     every tensor. What it keeps has no limit, and the next step's tensors, whose packs have other lengths, do not fit there: the
-    memory of the process grows from step to step. To be called before a process starts its threads, which would have heaps
-    of their own. bench/train_step_vs_trl.py measures pace and peak.
+    memory of the process grows from step to step. To be called early: threads that run have heaps of their own, which later
+    ones share, and whose parts of 64 MB keep less. bench/train_step_vs_trl.py measures pace and peak.
     """
     global _reuses
     set_up = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)

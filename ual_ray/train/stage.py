@@ -69,7 +69,7 @@ def train(
     counts = {} if tokens else render_all(config, smoothed, rows, folder)
     tokens = tokens or folder / TOKENS_FOLDER
     check_store(tokens)
-    needed = config, tokens, smoothed if arm else None, sources
+    needed = config, tokens.resolve(), smoothed.resolve() if arm else None, sources
     few = RowFiles(smoothed).count_rows() <= PLANNED_HERE
     counts |= planned(*needed) if few else in_a_process(planned, *needed)
     counts |= {"dtype": config.train.dtype, "num_workers": config.train.num_workers}
