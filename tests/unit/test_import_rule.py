@@ -42,9 +42,7 @@ PURE = sorted(
         *(
             "errors.py",
             "formatting.py",
-            "columns.py",
-            "sorting.py",
-            "parquet.py",
+            *("columns.py", "sorting.py", "parquet.py"),
             "config/*.py",
             "stats/*.py",
             "plots/*.py",
