@@ -5,33 +5,79 @@ package adds entries through entry points of the group "ual_ray.estimators" (map
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+import hashlib
+import traceback
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
 
 from ual_ray.errors import UserError
+
+OWN = __name__.partition(".")[0]
 
 
 class Registry(Mapping[str, Any]):
     """Objects of one kind by name. Iteration gives the names and imports nothing; a lookup imports one object."""
 
-    def __init__(self, kind: str, targets: Mapping[str, str]) -> None:
-        """Take the kind in the singular, and "module:attribute" by name; installed packages cannot replace these names."""
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        targets: Mapping[str, str],
+        *,
+        plural: str | None = None,
+        holds: Literal["class", "function", "value"] = "class",
+        reserved: Collection[str] = (),
+    ) -> None:
+        """Take the kind in the singular, and "module:attribute" by name, to which installed packages add.
+
+        plural: of the kind, in the name of the group of entry points; with an s by default. holds: what every object is.
+        reserved: names that mean something else, which packages cannot add. A name that two of them, or a package and this one,
+        give to different things is refused when it is looked up: either could be meant.
+        """
+        self.kind, self.group = kind, f"ual_ray.{plural or f'{kind}s'}".replace(" ", "_")
         self.targets = dict(targets)
-        for point in _installed().select(group=f"ual_ray.{kind}s".replace(" ", "_")):
-            self.targets.setdefault(point.name, point.value)
+        self.reserved, self._holds = reserved, holds
+        self._added: dict[str, list[EntryPoint]] = defaultdict(list)
+        self._refused: set[str] = set()
+        for point in _installed().select(group=self.group):
+            if point.name in reserved:
+                continue
+            if self.targets.setdefault(point.name, point.value) != point.value:
+                self._refused.add(point.name)
+            self._added[point.name].append(point)
 
     def __getitem__(self, name: str) -> Any:
-        """Import and return an object. Raises UserError for an unknown name."""
+        """Import and return an object.
+
+        Raises UserError for an unknown name, for one that means two things, and for an object that cannot be imported or is of
+        the wrong kind.
+        """
         if name not in self.targets:
             close = difflib.get_close_matches(name, self, n=1)
             fix = f"did you mean '{close[0]}'?" if close else None
             raise UserError(f"unknown {self.kind}", got=name, expected=", ".join(self), fix=fix)
+        if name in self._refused:
+            raise self._ambiguous(name)
         module, _, attribute = self.targets[name].partition(":")
-        return getattr(import_module(module), attribute)
+        try:
+            found = getattr(import_module(module), attribute)
+        except Exception as error:  # the module is anyone's code
+            if self.is_own(name):
+                raise
+            raise UserError(
+                f"the {self.kind} '{name}' cannot be imported",
+                got=f"{self.where(name)}: {type(error).__name__}: {error}",
+                expected="MODULE:NAME of a package that is installed on this machine and on every node of the cluster",
+                fix=f"correct the module, or the entry point in the group {self.group}, and install the package again",
+            ) from error
+        self._check(name, found)
+        return found
 
     def __contains__(self, name: object) -> bool:
         """Check for a name without importing its object."""
@@ -42,6 +88,71 @@ class Registry(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def version(self, name: str) -> str | None:
+        """Hash the file of an object that is not this package's own, for cache keys; None for its own, and where there is none.
+
+        The package's own results have versions of their own.
+        """
+        if self.is_own(name):
+            return None
+        try:
+            spec = find_spec(self.targets[name].partition(":")[0])
+        except ImportError:
+            return None
+        file = Path(spec.origin) if spec and spec.has_location and spec.origin else None
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file and file.is_file() else None
+
+    def check(self, name: str) -> None:
+        """Import an object that is not this package's own. Raises UserError as a lookup does."""
+        if name in self._refused or not self.is_own(name):
+            self[name]
+
+    def where(self, name: str) -> str:
+        """Describe what a name stands for, for errors: "MODULE:NAME", with the package that added it."""
+        packages = sorted({point.dist.name for point in self._added.get(name, ()) if point.dist})
+        return self.targets[name] + (f" of the package {', '.join(packages)}" if packages else "")
+
+    def is_own(self, name: str) -> bool:
+        """Tell whether an object is in this package's code, which raises versions where its results change."""
+        return self.targets[name].partition(".")[0] == OWN
+
+    @contextmanager
+    def calling(self, name: str) -> Iterator[None]:
+        """Within it, raise UserError for an error of an object of another package, with the line that raised it."""
+        try:
+            yield
+        except Exception as error:  # it is anyone's code
+            if isinstance(error, UserError) or self.is_own(name):
+                raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"the {self.kind} '{name}' fails",
+                got=f"{type(error).__name__}: {error} (line {frame.lineno} of {frame.filename})",
+                fix=f"correct {self.where(name)}",
+            ) from error
+
+    def _check(self, name: str, found: Any) -> None:
+        """Raise UserError for a class in place of a function, a function in place of a class, and the like."""
+        kind = "class" if isinstance(found, type) else "function" if callable(found) else "value"
+        if kind != self._holds:
+            plain = f"{type(found).__name__} {found!r}" if kind == "value" else kind
+            raise UserError(
+                f"the {self.kind} '{name}' is not a {self._holds}",
+                got=f"{self.where(name)}, a {plain}",
+                expected=f"a {self._holds}",
+                fix=f"correct it, or the entry point in the group {self.group}, and install the package again",
+            )
+
+    def _ambiguous(self, name: str) -> UserError:
+        values = [f"{point.value} of {point.dist.name if point.dist else 'a package'}" for point in self._added[name]]
+        own = self.targets[name] not in {point.value for point in self._added[name]}
+        return UserError(
+            f"the {self.kind} '{name}' could be two things",
+            got=", ".join(dict.fromkeys([*([self.targets[name]] if own else []), *values])),
+            expected=f"names that are in neither ual_ray nor another package, in the group {self.group} of entry points",
+            fix="rename the entry point and install its package again, or uninstall it",
+        )
 
 
 @cache
@@ -60,6 +171,7 @@ ESTIMATORS = Registry(
         "self_consistency": "ual_ray.elicit.estimators.samples:SelfConsistency",
         "semantic_entropy": "ual_ray.elicit.estimators.samples:SemanticEntropy",
     },
+    reserved=("ensemble", "auto"),
 )
 
 # Maps whose alphas depend on the row's uncertainty: those that a control may start from.
@@ -71,6 +183,7 @@ BASE_MAPS = Registry(
         "mean_matched": "ual_ray.smooth.maps:mean_matched",
         "rank": "ual_ray.smooth.maps:rank",
     },
+    holds="function",
 )
 MAPS = Registry(
     "map",
@@ -83,6 +196,7 @@ MAPS = Registry(
         "shuffled_within": "ual_ray.smooth.maps:shuffled_within",
         "inverted": "ual_ray.smooth.maps:inverted",
     },
+    holds="function",
 )
 
 # How much a row counts in the loss, from its uncertainty.
@@ -94,6 +208,7 @@ WEIGHTS = Registry(
         "filter": "ual_ray.smooth.weights:most_certain",
         "flow": "ual_ray.smooth.weights:flow",
     },
+    holds="function",
 )
 
 # How much a token counts in the loss, from what the model gives it while it trains.
@@ -106,6 +221,8 @@ LOSSES = Registry(
         "prior_leaning": "ual_ray.train.token_losses:prior_leaning",
         "profit": "ual_ray.train.token_losses:profit",
     },
+    plural="losses",
+    holds="function",
 )
 
 # The most specific first: detection takes the first format that fits a row.
@@ -120,6 +237,8 @@ FORMATS = Registry(
         "metamath": "ual_ray.data.known_formats:METAMATH",
         "prompt_completion": "ual_ray.data.known_formats:PROMPT_COMPLETION",
     },
+    holds="value",
+    reserved=("auto", "demo"),
 )
 
 BENCHMARKS = Registry(
