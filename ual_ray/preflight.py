@@ -12,14 +12,16 @@ import psutil
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, BenchmarkConfig, Config, DataConfig, TrainConfig
 from ual_ray.config.files import try_writing
+from ual_ray.config.keys import check_added
 from ual_ray.config.names import AUTO, DEMO
-from ual_ray.config.registry import REMOTE_ENGINES
+from ual_ray.config.registry import LOSSES, REMOTE_ENGINES
+from ual_ray.config.section import Section
 from ual_ray.data.canonical import check_splits, grouped, split_of, usable_rows
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
 from ual_ray.data.peek import DataPeek, peek
 from ual_ray.elicit.adjust import check_labels
-from ual_ray.elicit.estimators import make_estimators
+from ual_ray.elicit.estimators import check_estimates, make_estimators
 from ual_ray.elicit.grouping import check_nli_model
 from ual_ray.engines.vllm_engine import adapter_rank, check_parallel
 from ual_ray.errors import UserError
@@ -45,6 +47,7 @@ def check(
 
     all_sources: training takes the rows of every source; `check_scenarios` checks train.mixture where scenarios choose some.
     """
+    check_added(config.engine, *used_sections(config, stages))
     seen = check_data(config.data) if "elicit" in stages else None
     if stages & {"train", "evaluate"}:
         # What only a server answers for has a name that only the server knows.
@@ -83,6 +86,17 @@ def check(
         check_gpus(config, arms="elicit" in stages, evaluated="evaluate" in stages)
 
 
+def used_sections(config: Config, stages: Set[StageName]) -> list[Section]:
+    """List the sections of stages that may name something of another package."""
+    arms = {"elicit", "train"} <= stages
+    return [
+        *([config.data, config.elicit] if "elicit" in stages else []),
+        *([config.train] if "train" in stages else []),
+        *(config.arms.values() if arms else []),
+        *(config.evaluate.benchmarks.values() if "evaluate" in stages else []),
+    ]
+
+
 def check_compilers(config: Config, stages: Set[StageName]) -> None:
     """Raise UserError where this machine is the cluster and lacks what layers or vLLM's GPU kernels are compiled with."""
     compiled = "train" in stages and config.train.compile
@@ -102,6 +116,7 @@ def check_elicitor(config: Config) -> None:
     """Raise UserError for an unusable elicitation model, endpoint, adapter, estimator, template, label file or store."""
     elicit = config.elicit
     estimators = make_estimators(elicit)
+    check_estimates(estimators)
     if elicit.store is not None:
         open_place(elicit.store, "elicit.store", write=True)
     for key, value in (("data.reference", config.data.reference), ("elicit.examples", elicit.examples)):
@@ -186,6 +201,10 @@ def check_train(train: TrainConfig) -> None:
             expected="0 (CPU) or 1; a fraction only if train.num_workers=1",
             fix="set train.gpus_per_worker=1, and train.num_workers to the number of GPUs",
         )
+    if not LOSSES.is_own(train.loss):
+        from ual_ray.train.token_losses import check_token_loss  # with torch, which other trainings do not wait for here
+
+        check_token_loss(train)
     if train.continue_from:
         from ual_ray.train.step import first_checkpoint
 
@@ -201,7 +220,7 @@ def check_train(train: TrainConfig) -> None:
 
 
 def check_arms(config: Config) -> None:
-    """Raise UserError for an arm whose uncertainty is not elicited, or whose prior cannot be read."""
+    """Raise UserError for an arm whose uncertainty is not elicited, or whose loss or prior cannot be used."""
     elicited = (*config.elicit.estimators, ENSEMBLE)
     for name, arm in config.arms.items():
         if arm.uncertainty is not None and arm.uncertainty not in elicited:
@@ -211,7 +230,12 @@ def check_arms(config: Config) -> None:
                 expected=", ".join(elicited),
                 fix=f"add it to elicit.estimators: [{', '.join((*config.elicit.estimators, arm.uncertainty))}]",
             )
-        if (prior := arm.training(config.train).prior_file) is not None:
+        train = arm.training(config.train)
+        if not LOSSES.is_own(train.loss):
+            from ual_ray.train.token_losses import check_token_loss
+
+            check_token_loss(train)
+        if (prior := train.prior_file) is not None:
             from ual_ray.train.loss_inputs import read_prior  # with torch, which mistakes in other keys do not wait for
 
             read_prior(Path(prior).expanduser())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from ual_ray import preflight
-from ual_ray.config import Config, DataConfig, TrainConfig
+from ual_ray.config import Config, DataConfig, TrainConfig, registry
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.preflight import (
@@ -393,3 +394,35 @@ def test_a_source_without_training_rows_needs_no_weight(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"instruction": "x", "output": ""}\n')
     check(load(None, [*settings, "data.max_bad_share=1", "train.mixture={chat: 1, special: 1}"]), {"elicit", "train"})
+
+
+# --- what other packages add ------------------------------------------------------------------------------------------
+
+ADDED = {
+    "data.format": registry.FORMATS,
+    "elicit.estimators": registry.ESTIMATORS,
+    "engine.kind": registry.ENGINES,
+    "arms.ual.map": registry.MAPS,
+    "arms.ual.base": registry.BASE_MAPS,
+    "arms.ual.weight": registry.WEIGHTS,
+    "arms.ual.loss": registry.LOSSES,
+    "train.loss": registry.LOSSES,
+    "evaluate.benchmarks.gsm8k.kind": registry.BENCHMARKS,
+}
+
+
+def with_value(section: Any, keys: Sequence[str], value: Any) -> Any:
+    """A copy of a section with a name that was added after the configuration's names were made."""
+    first, *rest = keys
+    if isinstance(section, dict):
+        return section | {first: with_value(section[first], rest, value)}
+    return section.model_copy(update={first: with_value(getattr(section, first), rest, value) if rest else value})
+
+
+@pytest.mark.parametrize("key", ADDED)
+def test_what_cannot_be_imported_is_named_before_anything_runs(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ADDED[key].targets, "mine", "no_such_package:mine")
+    config = with_value(load(), key.split("."), ("mine",) if key.endswith("s") else "mine")
+    monkeypatch.setattr(preflight, "check_data", lambda data: pytest.fail("data were read first"))
+    with pytest.raises(UserError, match=f"the {ADDED[key].kind} 'mine' cannot be imported"):
+        check(config)

@@ -6,14 +6,47 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from ual_ray.config.engine import EngineConfig
+from ual_ray.config.registry import BASE_MAPS, BENCHMARKS, ENGINES, ESTIMATORS, FORMATS, LOSSES, MAPS, WEIGHTS, Registry
 from ual_ray.config.schema import Config
 from ual_ray.config.section import Affected, Named, Section
 
+# Sections have keys of these names for members of the registries alone; benchmarks have versions of their own.
+_REGISTRIES = {
+    "estimators": ESTIMATORS,
+    "map": MAPS,
+    "base": BASE_MAPS,
+    "weight": WEIGHTS,
+    "loss": LOSSES,
+    "format": FORMATS,
+}
+ADDED = "added"
+
 
 def affecting(section: Section, result: Affected) -> dict[str, Any]:
-    """Return the values of a section's keys that affect a result, for its cache key; nested sections whole."""
+    """Return the values of a section's keys that affect a result, for its cache key; nested sections whole.
+
+    ADDED has the versions of what they name in other packages, where they name any: with other code the result is another one.
+    """
     values = section.model_dump()
-    return {name: values[name] for name, field in type(section).model_fields.items() if result in _meaning(field)["affects"]}
+    found = {name: values[name] for name, field in type(section).model_fields.items() if result in _meaning(field)["affects"]}
+    named = ((registry, name) for key, registry, name in _registered(section) if key in found)
+    versions = {f"{registry.kind} {name}": version for registry, name in named if (version := registry.version(name))}
+    return found | ({ADDED: versions} if versions else {})
+
+
+def check_added(*sections: Section) -> None:
+    """Raise UserError where a section names something of another package that cannot be imported."""
+    for section in sections:
+        for _, registry, name in _registered(section):
+            registry.check(name)
+
+
+def _registered(section: Section) -> Iterator[tuple[str, Registry, str]]:
+    """Return each member of a registry that a section names, with its key."""
+    kinds = {"kind": ENGINES if isinstance(section, EngineConfig) else BENCHMARKS}
+    for key, registry in (_REGISTRIES | kinds).items():
+        value = getattr(section, key, None)
+        yield from ((key, registry, name) for name in (value if isinstance(value, tuple) else (value,)) if name in registry)
 
 
 def engine_settings(engine: EngineConfig, result: Affected) -> dict[str, Any]:

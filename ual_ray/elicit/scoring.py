@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ual_ray import columns as col
 from ual_ray.config import AUTO, ENSEMBLE, ElicitConfig
 from ual_ray.elicit.estimators import Estimate, make_estimators
+from ual_ray.elicit.estimators.contract import checked
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
 from ual_ray.elicit.replies import Kept, Known, answer, asked_with, keep, no_replies, request_key
 from ual_ray.engines import Engine
@@ -145,7 +146,7 @@ class ScoreRows:
             measurement.results |= {request: results[request] for request in new[index]}
             for name in names:
                 own = [measurement.results[request] for request in measurement.asked[name]]
-                measurement.estimates[name] = self._estimators[name].estimate(own, measurement.whole)
+                measurement.estimates[name] = checked(self._estimators[name].estimate(own, measurement.whole))
 
     def _cut(self, measurement: Measurement) -> bool:
         """Shorten the conversation if it is too long; tell whether it was."""

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from ual_ray.config import ArmConfig, SmoothConfig
 from ual_ray.config.load import explain
-from ual_ray.config.registry import BASE_MAPS, MAPS
+from ual_ray.config.registry import BASE_MAPS, MAPS, Registry
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 
@@ -112,8 +112,9 @@ def _assign(rows: Rows, spec: SmoothConfig) -> Array:
     values, missing = rows.uncertainty, np.isnan(rows.uncertainty)
     alphas = MAPS[spec.map]
     if isinstance(alphas, WithoutScores):
+        own = one_number_each(alphas, rows, spec, MAPS, spec.map)
         # Excluded here too, so that every arm trains on the same rows.
-        return np.where(missing & (spec.missing == "exclude"), np.nan, alphas(rows, spec))
+        return np.where(missing & (spec.missing == "exclude"), np.nan, own)
     if len(values) and missing.all():
         raise _without_scores(len(values), f"map: {spec.map}", "elicit again, or use map: constant")
     if spec.missing == "impute" and missing.any():
@@ -121,8 +122,40 @@ def _assign(rows: Rows, spec: SmoothConfig) -> Array:
         missing = np.zeros_like(missing)
     alpha = np.full_like(values, np.nan if spec.missing == "exclude" else spec.missing_alpha)
     if not missing.all():
-        alpha[~missing] = alphas(rows.where(~missing), spec)
+        alpha[~missing] = one_number_each(alphas, rows.where(~missing), spec, MAPS, spec.map)
     return alpha
+
+
+def one_number_each(function: Callable[[Any, Any], Any], rows: Rows, spec: Any, registry: Registry, name: str) -> Array:
+    """Return what a map or weight of the registry gives rows, as an array [n]: alphas are in [0, 1), weights 0 or above.
+
+    Anything else raises UserError: NaN would exclude a row, and one number for all, or a table, stand for other values.
+    """
+    with registry.calling(name):
+        found, count = function(rows, spec), len(rows.uncertainty)
+    alphas = registry.kind == "map"
+    below = 1.0 if alphas else np.inf
+    numbers = f"{plural(count, 'number')} {'in [0, 1)' if alphas else 'of 0 or above'}"
+    parts = {
+        "what": f"the {registry.kind} '{name}' does not give every row its {'alpha' if alphas else registry.kind}",
+        "expected": f"an array of {numbers}, one for each row",
+        "fix": f"correct {registry.where(name)}",
+    }
+    try:
+        values = np.asarray(found)
+    except ValueError as error:  # lists of different lengths
+        raise UserError(**parts, got=f"{type(found).__name__}: {error}") from error
+    if values.dtype.kind not in "fiu" or values.shape != (count,):
+        raise UserError(**parts, got=f"{type(found).__name__}: an array of {values.dtype} of shape {[*values.shape]}")
+    values = values.astype(np.float64)
+    if len(bad := np.flatnonzero(~((values >= 0) & (values < below)))):
+        got = f"{values[bad[0]]:g} for the uncertainty {rows.uncertainty[bad[0]]:g}"
+        raise UserError(**parts, got=f"{got}; {len(bad)} of {plural(count, 'row')} have such a value")
+    return values
+
+
+def _base(rows: Rows, spec: SmoothConfig) -> Array:
+    return one_number_each(BASE_MAPS[spec.base], rows, spec, BASE_MAPS, spec.base)
 
 
 def linear(rows: Rows, spec: SmoothConfig) -> Array:
@@ -177,13 +210,13 @@ def constant(rows: Rows, spec: SmoothConfig) -> Array:
         raise _without_scores(len(missing), f"base: {spec.base}", "use base: mean_matched, which smooths by alpha_mean")
     else:
         own = _imputed(rows) if spec.missing == "impute" else rows.where(~missing)
-        mean = own.mean(BASE_MAPS[spec.base](own, spec))
+        mean = own.mean(_base(own, spec))
     return np.where(missing & (spec.missing == "default"), spec.missing_alpha, mean)
 
 
 def per_source_constant(rows: Rows, spec: SmoothConfig) -> Array:
     """Every row of a source gets its mean alpha of the base map per token: what is gained is not owed to single rows."""
-    alpha = BASE_MAPS[spec.base](rows, spec)
+    alpha = _base(rows, spec)
     for own in _groups(rows.source):
         alpha[own] = rows.where(own).mean(alpha[own])
     return alpha
@@ -191,13 +224,13 @@ def per_source_constant(rows: Rows, spec: SmoothConfig) -> Array:
 
 def shuffled(rows: Rows, spec: SmoothConfig) -> Array:
     """The alphas of the base map in random order, at its mean per token."""
-    alpha = BASE_MAPS[spec.base](rows, spec)
+    alpha = _base(rows, spec)
     return _matched(np.random.default_rng(rows.seed).permutation(alpha), alpha, rows)
 
 
 def shuffled_within(rows: Rows, spec: SmoothConfig) -> Array:
     """As `shuffled`, among rows of one source and of similar length: uncertain sources and long rows stay uncertain."""
-    alpha, random = BASE_MAPS[spec.base](rows, spec), np.random.default_rng(rows.seed)
+    alpha, random = _base(rows, spec), np.random.default_rng(rows.seed)
     mixed = alpha.copy()
     for own in _groups(rows.source):
         places = np.flatnonzero(own)
@@ -211,7 +244,7 @@ def inverted(rows: Rows, spec: SmoothConfig) -> Array:
 
     Rows of one uncertainty are in random order, as the order of rows may be that of their sources.
     """
-    base = BASE_MAPS[spec.base](rows, spec)
+    base = _base(rows, spec)
     alpha = np.empty_like(base)
     at_random = np.random.default_rng(rows.seed).permutation(len(base))
     alpha[np.lexsort((at_random, rows.uncertainty))] = np.sort(base)[::-1]

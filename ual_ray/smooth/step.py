@@ -6,7 +6,7 @@ from typing import Any
 from ual_ray import columns as col
 from ual_ray.config import ArmConfig
 from ual_ray.config.files import read_json
-from ual_ray.config.keys import affecting
+from ual_ray.config.keys import affecting, check_added
 from ual_ray.models.chat import RENDERING_VERSION
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import rows_digest
@@ -36,6 +36,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
 
     tokens: the rendered rows that arms share, and the texts in them; None = the rows are rendered here to be counted.
     """
+    check_added(spec)
     check_columns(scored, spec)
     config = session.config
     digest = rows_digest(scored, columns_read(spec))

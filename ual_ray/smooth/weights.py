@@ -11,7 +11,7 @@ from ual_ray.config import ArmConfig
 from ual_ray.config.registry import WEIGHTS
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.smooth.maps import Array, Rows
+from ual_ray.smooth.maps import Array, Rows, one_number_each
 
 # Raise it when rows of an arm that excludes those without a score are weighed otherwise.
 EXCLUDED_VERSION = 2
@@ -21,7 +21,7 @@ def assign_weights(rows: Rows, arm: ArmConfig) -> Array:
     """Give every row its weight [n], with a mean of 1 per token over the rows that are kept.
 
     A row without a score gets the mean weight of the others, and 0 where missing: exclude leaves it out. Raises UserError when
-    no row would have a weight above 0.
+    no row would have a weight above 0, and for weights that are not a number of 0 or above for each row.
     """
     missing = np.isnan(rows.uncertainty)
     if arm.weight == "none" or not len(missing):
@@ -29,7 +29,7 @@ def assign_weights(rows: Rows, arm: ArmConfig) -> Array:
     if missing.all():
         raise UserError("no row has an uncertainty to weight it by", got=plural(len(missing), "row"), fix="use weight: none")
     scored = rows.where(~missing)
-    found = WEIGHTS[arm.weight](scored, arm)
+    found = one_number_each(WEIGHTS[arm.weight], scored, arm, WEIGHTS, arm.weight)
     if not (found > 0).any():
         raise UserError(f"weight: {arm.weight} gives every row the weight 0", fix="use another weight, or other scores")
     weights = np.full_like(rows.uncertainty, 0.0 if arm.missing == "exclude" else scored.mean(found))

@@ -11,18 +11,62 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ual_ray.config import TrainConfig
 from ual_ray.config.registry import LOSSES
+from ual_ray.errors import UserError
 
 TokenLoss = Callable[[Tensor, Tensor], Tensor]
+# The tokens and the vocabulary of the losses' trial.
+TRIED = (5, 7)
 # Of EAFT: the entropy among so many of the most likely tokens, by its maximum, log 20 (the paper's 3).
 TOP = 20
 
 
 def token_loss(name: str, strength: float | None) -> TokenLoss | None:
-    """Return the weights of a loss by name; None for plain cross-entropy, which needs no pass over the probabilities."""
+    """Return the weights of a loss by name; None for plain cross-entropy, which needs no pass over the probabilities.
+
+    What a loss of another package returns is checked at every call, without waiting for the device. Raises UserError.
+    """
     if name == "sft":
         return None
-    return partial(LOSSES[name], strength=strength) if strength is not None else LOSSES[name]
+    found = partial(LOSSES[name], strength=strength) if strength is not None else LOSSES[name]
+    return found if LOSSES.is_own(name) else partial(_checked, name, found)
+
+
+def check_token_loss(train: TrainConfig) -> None:
+    """Call a loss of another package with made-up tokens. Raises UserError where its weights cannot be used."""
+    if LOSSES.is_own(train.loss):
+        return
+    loss = token_loss(train.loss, train.loss_strength)
+    assert loss is not None
+    logits = torch.linspace(-3, 3, math.prod(TRIED)).reshape(TRIED)
+    probabilities, labels = logits.softmax(1), torch.arange(TRIED[0])
+    nll = -probabilities.log()[torch.arange(TRIED[0]), labels]
+    given = nll.clone(), probabilities.clone()
+    with LOSSES.calling(train.loss), torch.no_grad():
+        weights = loss(*given)
+    if not (torch.isfinite(weights) & (weights >= 0)).all():
+        raise _unusable(train.loss, f"weights {weights.tolist()} of tokens with NLL {nll.tolist()}")
+    if not (torch.equal(given[0], nll) and torch.equal(given[1], probabilities)):
+        raise _unusable(train.loss, "it changed the NLL or the probabilities that it was given")
+
+
+def _checked(name: str, loss: TokenLoss, nll: Tensor, probabilities: Tensor) -> Tensor:
+    weights = loss(nll, probabilities)
+    if not isinstance(weights, Tensor):
+        raise _unusable(name, f"{type(weights).__name__} {weights!r:.80}")
+    if weights.shape != nll.shape or not weights.is_floating_point() or weights.device != nll.device:
+        raise _unusable(name, f"a tensor of shape {[*weights.shape]}, {weights.dtype}, on {weights.device}")
+    return weights
+
+
+def _unusable(name: str, got: str) -> UserError:
+    return UserError(
+        f"train.loss: the loss '{name}' of another package gives no weights of tokens",
+        got=got,
+        expected="a new tensor [n] of finite numbers of 0 or above, from (nll [n], probabilities [n, V], strength)",
+        fix=f"correct {LOSSES.where(name)}",
+    )
 
 
 def sft(nll: Tensor, probabilities: Tensor, strength: float = 1.0) -> Tensor:

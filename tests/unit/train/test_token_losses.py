@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from added import add
 
+from ual_ray import preflight
+from ual_ray.config.load import load
 from ual_ray.config.registry import LOSSES
+from ual_ray.errors import UserError
 from ual_ray.train.token_losses import token_loss
 
 # The label has the probability 0.5, 0.25, 0.05.
@@ -67,3 +73,44 @@ def test_the_prior_leaning_weight_is_the_gradient_of_its_loss() -> None:
     nll = -logits.log_softmax(1)[:, 2]
     (actual,) = torch.autograd.grad((weigh(nll.detach(), logits.detach().softmax(1)) * nll).sum(), logits)
     torch.testing.assert_close(actual, expected)
+
+
+# --- of other packages ------------------------------------------------------------------------------------------------
+
+GIVEN = {
+    "nll * float('nan')": "got: weights [nan, nan, nan, nan, nan] of tokens with NLL",
+    "-nll": "got: weights [-2.5",
+    "0.5": "got: float 0.5",
+    "None": "got: NoneType None",
+    "nll[:, None]": "got: a tensor of shape [5, 1], torch.float32",
+    "nll[:1]": "got: a tensor of shape [1], torch.float32",
+    "nll > 1": "got: a tensor of shape [5], torch.bool",
+    "nll.mul_(2)": "it changed the NLL or the probabilities",
+    "probabilities.mul_(2)[:, 0]": "it changed the NLL or the probabilities",
+    "unknown": "got: NameError: name 'unknown' is not defined (line 2 of",
+}
+
+
+@pytest.mark.parametrize(("body", "got"), GIVEN.items())
+def test_a_loss_of_another_package_is_tried_before_a_run(
+    body: str, got: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(monkeypatch, tmp_path, LOSSES, f"def mine(nll, probabilities, strength=2.0):\n    return {body}\n", mine="mine")
+    config = load(None)
+    train, arm = config.train.model_copy(update={"loss": "mine"}), config.arms["ual"].model_copy(update={"loss": "mine"})
+    monkeypatch.setattr(type(arm), "training", lambda self, given: train if self.loss else given)
+    arms = config.model_copy(update={"arms": {"a": arm}})
+    for check in (partial(preflight.check_train, train), partial(preflight.check_arms, arms)):
+        with pytest.raises(UserError, match="the loss 'mine'") as error:
+            check()
+        assert got in str(error.value) and "correct added_by_others:mine" in str(error.value)
+
+
+def test_the_shape_of_its_weights_is_checked_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "def mine(nll, probabilities, strength=2.0):\n    return nll**strength if len(nll) > 2 else nll.sum()\n"
+    add(monkeypatch, tmp_path, LOSSES, code, mine="mine")
+    preflight.check_train(load(None).train.model_copy(update={"loss": "mine"}))
+    weigh = token_loss("mine", 3.0)
+    assert weigh is not None and torch.equal(weigh(NLL, PROBABILITIES), NLL**3)
+    with pytest.raises(UserError, match=r"got: a tensor of shape \[\]"):
+        weigh(NLL[:2], PROBABILITIES[:2])

@@ -10,7 +10,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from numbers import Real
+from typing import Any, ClassVar, Self
 
 from ual_ray.columns import REFERENCE, REPLY_WEIGHT, Message, Messages, extra_of, response_of, trained_replies, with_extra
 from ual_ray.config import ElicitConfig
@@ -31,11 +32,25 @@ class Estimate:
 
 
 MISSING = Estimate(None, None)
+# Begins the reason of a row whose estimate nothing may read.
+WRONG_ESTIMATE = "estimator: returned"
 
 
 def missing(reason: str) -> Estimate:
     """Make the estimate of a pair that could not be measured."""
     return Estimate(None, None, reason)
+
+
+def checked(found: Any) -> Estimate:
+    """Return what an estimator returned, if it is an estimate of a number in [0, 1] or of none; else a missing one, and why."""
+    if not isinstance(found, Estimate):
+        return missing(f"{WRONG_ESTIMATE} {type(found).__name__} in place of an Estimate")
+    numbers = (found.uncertainty, found.raw)
+    if not all(one is None or (isinstance(one, Real) and math.isfinite(one)) for one in numbers):
+        return missing(f"{WRONG_ESTIMATE} uncertainty {found.uncertainty!r}, raw {found.raw!r}: not finite numbers")
+    if found.uncertainty is not None and not 0 <= found.uncertainty <= 1:
+        return missing(f"{WRONG_ESTIMATE} uncertainty {found.uncertainty:g}, which is not in [0, 1]")
+    return found
 
 
 class Estimator(ABC):
