@@ -59,6 +59,18 @@ def newest_stage(home: Path) -> Path | None:
     return found[-1].parent if found else None
 
 
+def find_elicitation(root: Path, named: Mapping[str, Any]) -> Path | None:
+    """Find the elicitation that a report is about; named: the folders that its findings name.
+
+    Where they name none, the newest: of the folder, itself one, or next to an experiment's scenario, or to that of a seed.
+    """
+    if recorded := get_nested(named, "elicited", "rows"):
+        return root / recorded[0]
+    scenario = root.parent if root.name.startswith(SEED_FOLDER) else root
+    own = newest_stage(root / ELICIT_FOLDER) or newest_stage(root)
+    return own or (newest_stage(scenario.parent / ELICIT_FOLDER) if next(scenario.glob(f"{SEED_FOLDER}*"), None) else None)
+
+
 def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
     """Find the newest results of every model below the folders, by training seed: that of the closest configuration above.
 

@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from ual_ray import columns as col
 from ual_ray.config import BASE
 from ual_ray.config.environment import version_of
-from ual_ray.config.experiment import ELICIT_FOLDER
 from ual_ray.config.files import read_json
 from ual_ray.formatting import shorten_message
 from ual_ray.parquet import RowFiles, read_table
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested
-from ual_ray.report.gather import newest_stage, read_steps, relative_to, validation_curve
-from ual_ray.report.primary import SEED_FOLDER
+from ual_ray.report.gather import find_elicitation, newest_stage, read_steps, relative_to, validation_curve
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE
 from ual_ray.stats.comparison import Comparison
@@ -165,7 +163,7 @@ def collect(root: Path, findings: Findings | None = None) -> PageData:
     text = (root / CONFIG_FILE).read_text(encoding="utf-8") if (root / CONFIG_FILE).is_file() else ""
     config = yaml.safe_load(text) or {}
     named = findings.folders if findings else {}
-    elicit = _stage(_named(named, "elicited", "rows", root) or _elicitation(root))
+    elicit = _stage(find_elicitation(root, named))
     names = list(config.get("arms") or {}) or sorted(place.name for place in (root / "arms").glob("*") if place.is_dir())
     arms = [_arm(root, name, named, findings.validation.get(name, []) if findings else []) for name in names]
     points = {model: root / folders[0] / col.CLUSTER_POINTS_FILE for model, folders in named.get("calibrated", {}).items()}
@@ -195,13 +193,6 @@ def _stage(folder: Path | None) -> Stage | None:
         return None
     started = read_json(folder / STARTED_FILE) or {}
     return Stage(folder, started.get("digest", ""), started.get("inputs", {}), done["figures"], done.get("seconds"))
-
-
-def _elicitation(root: Path) -> Path | None:
-    """Find the newest elicitation: of the folder, itself one, or next to an experiment's scenario, or to that of a seed."""
-    scenario = root.parent if root.name.startswith(SEED_FOLDER) else root
-    own = newest_stage(root / ELICIT_FOLDER) or newest_stage(root)
-    return own or (newest_stage(scenario.parent / ELICIT_FOLDER) if next(scenario.glob(f"{SEED_FOLDER}*"), None) else None)
 
 
 def _named(folders: Mapping[str, Any], kind: str, model: str, root: Path) -> Path | None:

@@ -68,7 +68,10 @@ def read_findings(run_folder: Path) -> Findings:
     file = run_folder / REPORT_FOLDER / FINDINGS_FILE
     content = read_object(file)
     if content is None:
-        raise UserError("there is no report of a run", got=file, fix="give the output folder of a finished `ual run`")
+        scenarios = sorted(str(place.parents[1]) for place in run_folder.glob(f"*/{REPORT_FOLDER}/{FINDINGS_FILE}"))
+        others = f", {', '.join(scenarios)}" if scenarios else ""
+        fix = f"give the output folder of a finished `ual run`, or a scenario's folder of `ual experiment`{others}"
+        raise UserError("there is no report of a run", got=file, fix=fix)
     return Findings.from_dict(content)
 
 

@@ -14,17 +14,25 @@ from rich.console import Console
 
 from ual_ray import __version__
 from ual_ray import columns as col
+from ual_ray.config.experiment import ELICIT_FOLDER
 from ual_ray.config.files import read_json
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 from ual_ray.formatting import count, gib, plural
-from ual_ray.report.promote import describe, read_findings, trained_folder
-from ual_ray.run.stage_cache import DONE_FILE, newest
+from ual_ray.report.findings import Findings
+from ual_ray.report.gather import find_elicitation
+from ual_ray.report.judged import judged_verdicts
+from ual_ray.report.promote import check_compared, describe, read_findings, trained_folder
+from ual_ray.run.stage_cache import DONE_FILE
+from ual_ray.stats.primary import CHOSEN_AFTER
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD = "README.md"
+# Behind the name of the model's repository: that of the data set.
+SCORED = "-scored"
+LONGEST_NAME = 96 - len(SCORED)
 TOKEN = "HF_TOKEN"  # noqa: S105 - its name
 DEFAULT_ENDPOINT = "https://huggingface.co"
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -55,19 +63,53 @@ class Upload:
 def gather(run: Path, repository: str, arm: str, *, data: bool = True) -> list[Upload]:
     """Gather what is pushed of a run: the arm's model to `repository`, and the scored data set to `repository`-scored.
 
-    Raises UserError when the arm has no verdict, no finished training or no card, and when there are no scored rows.
+    Raises UserError for a name that hubs do not take, when the arm has no verdict, no finished training or no card, when its
+    model is not the one that the report compared, and when there are no scored rows.
     """
+    check_name(repository)
     findings = read_findings(run)
-    verdicts = [describe(entry) for entry in findings.comparisons.entries if entry.arm == arm]
-    if not verdicts:
-        arms = ", ".join(sorted({entry.arm for entry in findings.comparisons.entries}))
-        raise UserError(f"the report has no verdict on the arm '{arm}'", expected=arms or None, fix="name an arm with --arm")
-    folder = trained_folder(run, arm, findings) / col.MODEL_FOLDER
+    verdicts = _verdicts(arm, findings)
+    trained = trained_folder(run, arm, findings)
+    check_compared(run, arm, trained, findings)
+    folder = trained / col.MODEL_FOLDER
     if not (folder / CARD).is_file():
         raise UserError("the model has no card", got=folder / CARD, fix="train it again with `ual run`")
     card = (folder / CARD).read_text(encoding="utf-8")
     files = _files(folder, folder.rglob("*"), "") | {CARD: _text(f"{card.rstrip()}\n\n## Verdicts\n\n{_listed(verdicts)}")}
-    return [Upload(repository, "model", files), *([_data_set(run, f"{repository}-scored")] if data else [])]
+    return [Upload(repository, "model", files), *([_data_set(run, findings, repository + SCORED)] if data else [])]
+
+
+def check_name(repository: str) -> None:
+    """Raise UserError for what is not OWNER/NAME as hubs take it, with room for the name of the data set."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        validate_repo_id(repository + SCORED)
+        reason = "" if "/" in repository else ": the owner is missing"
+    except HFValidationError as error:
+        reason = f": {error}"
+    if reason:
+        raise UserError(
+            "hubs do not take this name of a repository",
+            got=f"{repository!r}{reason}",
+            expected=f"OWNER/NAME of ASCII letters, digits, '-', '_' and '.', NAME of at most {LONGEST_NAME} of them",
+            fix="give another name",
+        )
+
+
+def _verdicts(arm: str, findings: Findings) -> list[str]:
+    """Word all verdicts on an arm, the judge's among them. Raises UserError where there is none."""
+    judged = [x for x in judged_verdicts(findings) if x.rate.arm == arm]
+    verdicts = [describe(entry) for entry in findings.comparisons.entries if entry.arm == arm]
+    verdicts += [f"win rate at equal lengths: {x.sentence()}" for x in judged]
+    if not verdicts:
+        arms = ", ".join(sorted({entry.arm for entry in findings.comparisons.entries}))
+        raise UserError(f"the report has no verdict on the arm '{arm}'", expected=arms or None, fix="name an arm with --arm")
+    if findings.comparisons.chosen_after:
+        verdicts.append(f"the primary measures, {', '.join(findings.comparisons.primary)}, were {CHOSEN_AFTER}")
+    return verdicts
 
 
 def push(uploads: Sequence[Upload], endpoint: str | None, console: Console, *, public: bool = False) -> None:
@@ -125,8 +167,8 @@ def _send(api: HfApi, upload: Upload, public: bool) -> str:
     return str(api.create_commit(**about, operations=operations, commit_message=f"Upload by ual_ray {__version__}").commit_url)
 
 
-def _data_set(run: Path, repository: str) -> Upload:
-    folder = newest(run / "elicit")
+def _data_set(run: Path, findings: Findings, repository: str) -> Upload:
+    folder = find_elicitation(run, findings.folders) or run / ELICIT_FOLDER
     done, scored = read_json(folder / DONE_FILE), folder / col.SCORED_FOLDER
     files = _files(scored, scored.rglob("*.parquet"), "data/")
     if done is None or not files:

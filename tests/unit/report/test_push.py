@@ -7,7 +7,9 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from damage import write
@@ -17,10 +19,16 @@ from huggingface_hub import constants
 from ual_ray.cli.app import main
 from ual_ray.config.files import sums_of, write_sums
 from ual_ray.report.findings import Findings
-from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons
+from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons, Role
 
 SECRET = "hf_planted_secret_token"
 MODEL, DATA = "models/me/ual", "datasets/me/ual-scored"
+
+NUMBERS = {"difference": -0.1, "ci_low": -0.2, "ci_high": -0.01, "p_value": 0.01, "p_holm": 0.02, "n": 200, "seeds": 3}
+FOUND = Findings(
+    {},
+    Comparisons((Comparison("ual", "sft", *PRIMARY, verdict="better", primary=True, **NUMBERS),), 0.95, 100, 0),  # type: ignore[arg-type]
+)
 
 
 @pytest.fixture
@@ -40,15 +48,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run with one trained arm, `ual`, and its report."""
-    numbers = {"difference": -0.1, "ci_low": -0.2, "ci_high": -0.01, "p_value": 0.01, "p_holm": 0.02, "n": 200, "seeds": 3}
-    compared = Comparison("ual", "sft", *PRIMARY, verdict="better", primary=True, **numbers)  # type: ignore[arg-type]
     files = {
-        "report/findings.json": json.dumps(Findings({}, Comparisons((compared,), 0.95, 100, 0)).as_dict()),
+        "report/findings.json": json.dumps(FOUND.as_dict()),
         "arms/ual/train/k/done.json": json.dumps({"figures": {}, "seconds": 1}),
         "arms/ual/train/k/model/README.md": "---\ntags: [a]\n---\n\n# A card\n",
         "arms/ual/train/k/model/config.json": "{}",
         "arms/ual/train/k/model/model.safetensors": "weights",
         "elicit/newest": "e",
+        "elicit/e/started.json": "{}",
         "elicit/e/done.json": json.dumps({"figures": {"rows": 7, "uncertainty": "p_true"}, "seconds": 1}),
         "elicit/e/scored/0.parquet": "rows",
     }
@@ -59,11 +66,11 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def push(run: Path, *options: str) -> int:
+def push(run: Path, *options: str, name: str = "me/ual") -> int:
     """Run the command; return its exit code."""
     arguments, sys.argv = sys.argv, ["ual"]
     try:
-        main("push", str(run), "me/ual", *options)
+        main("push", str(run), name, *options)
     except SystemExit as ended:
         return int(ended.code or 0)
     finally:
@@ -181,3 +188,82 @@ def test_a_refusal_is_an_error_without_the_token(run: Path, hub: Hub, capsys: py
     shown = "".join(capsys.readouterr())
     assert "the hub did not take me/ual" in shown and "403" in shown
     assert SECRET not in shown
+
+
+def report(run: Path, **changes: Any) -> None:
+    """Write another report of the run."""
+    (run / "report").mkdir(parents=True, exist_ok=True)
+    (run / "report/findings.json").write_text(json.dumps(replace(FOUND, **changes).as_dict()))
+
+
+@pytest.mark.parametrize("scenario", [False, True])
+def test_the_rows_are_those_that_the_report_is_about(run: Path, hub: Hub, scenario: bool) -> None:
+    """Rows that were scored again since belong to no model of the report; scenarios of an experiment share theirs."""
+    (run / "elicit/f/scored").mkdir(parents=True)
+    (run / "elicit/f/scored/0.parquet").write_text("other rows")
+    for name in ("started.json", "done.json"):
+        (run / "elicit/f" / name).write_text((run / "elicit/e" / name).read_text())
+    (run / "elicit/newest").write_text("f")
+    root = run
+    if scenario:
+        root = run / "all"
+        (root / "seed-0").mkdir(parents=True)
+        (run / "arms").rename(root / "seed-0/arms")
+    trained = ["seed-0/arms/ual/train/k"] if scenario else ["arms/ual/train/k"]
+    report(root, folders={"elicited": {"rows": ["../elicit/e" if scenario else "elicit/e"]}, "trained": {"ual": trained}})
+    assert push(root) == 0
+    assert hub.repositories[DATA].files["data/0.parquet"] == b"rows"
+    report(root, folders={"trained": {"ual": trained}})
+    assert push(root) == 0
+    assert hub.repositories[DATA].files["data/0.parquet"] == b"other rows", "of a report that names none, the newest"
+
+
+def test_the_card_has_the_verdicts_of_the_judge_too_and_tells_measures_that_were_chosen_later(run: Path, hub: Hub) -> None:
+    lost = {"length_controlled_win_rate": 30.0, "length_controlled_low": 28.0, "length_controlled_high": 32.0}
+    overall = lost | {"n": 99, "n_valid": 99, "longer": 0.5}
+    roles: dict[str, Role] = {"sft": "sft", "ual": "ual"}
+    judged = {"candidate": "ual", "reference": "sft", "win_rates": {"overall": overall}, "benchmarks": ["chat"]}
+    folders = {"judged": {"ual-vs-sft": ["0", "1", "2"]}}
+    late = replace(FOUND.comparisons, chosen_after=True)
+    for comparisons in (FOUND.comparisons, replace(late, entries=())):
+        report(run, comparisons=comparisons, roles=roles, win_rates={"ual-vs-sft": judged}, folders=folders)
+        assert push(run) == 0
+        card = hub.repositories[MODEL].files["README.md"].decode()
+        assert (
+            "- win rate at equal lengths: ual is worse than sft: 30.0% [28.0, 32.0], 99 of 99 pairs, 3 training seeds" in card
+        )
+        assert (
+            "the primary measures, held_out.nll_adjusted, were chosen after the results" in card
+        ) == comparisons.chosen_after
+        assert ("against sft: better" in card) != comparisons.chosen_after
+
+
+def test_a_model_that_was_trained_again_since_the_report_is_not_pushed(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered = run / "arms/ual/evaluate/k"
+    answered.mkdir(parents=True)
+    inputs = {"model": "another", "engine": {}, "kind": "vllm"}
+    (answered / "started.json").write_text(json.dumps({"digest": "", "inputs": inputs | {"engine": {"dtype": "float32"}}}))
+    report(run, folders={"evaluated": {"ual": ["arms/ual/evaluate/k"]}, "trained": {"ual": ["arms/ual/train/k"]}})
+    assert push(run) == 2
+    assert "it was trained again since" in capsys.readouterr().err and not hub.repositories
+
+
+@pytest.mark.parametrize("name", ["ual", "me/", "/ual", "me/ual/x", "me/my model", "mé/ual", "me/u--al", f"me/{'x' * 93}", ""])
+def test_a_name_that_hubs_do_not_take_is_refused_before_anything_is_read(
+    run: Path, hub: Hub, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push(run, "--dry-run", name=name) == 2
+    told = "".join(capsys.readouterr())
+    assert "hubs do not take this name of a repository" in told and repr(name) in told and "OWNER/NAME" in told
+
+
+def test_the_folder_of_an_experiment_names_those_of_its_scenarios(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "arms").mkdir(exist_ok=True)
+    home = run.parent / "experiment"
+    run_there = home / "open ended"
+    home.mkdir()
+    run.rename(run_there)
+    assert push(home) == 2
+    assert f"a scenario's folder of `ual experiment`, {run_there}" in "".join(capsys.readouterr())
