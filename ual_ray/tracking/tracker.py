@@ -7,6 +7,7 @@ in order, and retries while the store is unreachable.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -37,6 +38,8 @@ LONGEST_PAUSE = 30.0
 MOST_ATTEMPTS = 5
 # Seconds to send waiting operations after an interrupt.
 INTERRUPTED_SECONDS = 5.0
+# In the path of an address; any other `%` is one. MLflow makes folders by the path as it stands, SQLite by what it means.
+READ_OTHERWISE = re.compile(r"%[0-9A-Fa-f]{2}|\?")
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
@@ -118,6 +121,17 @@ def default_uri(output: Path) -> str:
     return f"sqlite:///{(output / STORE_FILE).resolve()}"
 
 
+def _check_path(output: Path) -> None:
+    """Raise UserError for a path that is another one in the address of a store."""
+    if found := READ_OTHERWISE.search(str(output.resolve())):
+        raise UserError(
+            "MLflow cannot keep its store in a folder of this name",
+            got=f"{output}: {found[0]!r} has a meaning of its own in the store's address",
+            expected="a path without '?', and without '%' before two hexadecimal digits",
+            fix="give another output, or set tracking.uri",
+        )
+
+
 def _make_store(file: Path) -> None:
     """Make the SQLite store whole or not at all: MLflow cannot open one whose tables were interrupted."""
     for left in file.parent.glob(f"{file.name}.*.part"):
@@ -145,6 +159,8 @@ class Tracker:
         Raises UserError when the store is unreachable, as its address may be wrong; not when operations have been spooled for
         it before, and not with must_answer=False.
         """
+        if not config.uri:
+            _check_path(output)
         self.uri, self.output = config.uri or default_uri(output), output
         self.failures = 0
         if not config.uri and output.is_dir() and not (output / STORE_FILE).exists():
@@ -335,18 +351,33 @@ def catch_up(output: Path, uri: str | None = None, seconds: float | None = None)
     """Send the operations spooled in an output folder, for at most `seconds` per store (None: tracking.catch_up_seconds).
 
     uri: the store's address, needed when it contains a password (passwords are not kept on disk). Raises UserError when it is
-    missing, when a store refuses the connection, and for an output folder that does not exist.
+    missing, when a store refuses the connection, for an output folder that does not exist, and where operations wait only in
+    a folder above or below.
     """
     if not output.is_dir():
         raise UserError("the output folder does not exist", got=output, fix="give the folder of the command that waits")
+    stores = sorted((output / SPOOL_FOLDER).glob(f"*/{STORE}"))
+    if not stores and (elsewhere := _waiting_near(output)):
+        raise UserError(
+            "operations wait in another folder, and none in this one",
+            got=output,
+            expected="the output folder of the command that waits",
+            fix=" and ".join(f"`ual sync {folder}`" for folder in elsewhere),
+        )
     sent = refused = waiting = 0
-    for file in sorted((output / SPOOL_FOLDER).glob(f"*/{STORE}")):
+    for file in stores:
         meant = read_json(file)
         config = TrackingConfig(uri=_address(meant["uri"], uri, output), experiment=meant["experiment"], retry_seconds=1.0)
         tracker = Tracker(config, output)
         waiting += tracker.close(seconds)
         sent, refused = sent + tracker.caught_up, refused + tracker.failures
     return CaughtUp(sent, refused, waiting)
+
+
+def _waiting_near(output: Path) -> list[Path]:
+    """Find the output folders with waiting operations that a folder is in, such as a scenario's, or that are in it."""
+    places = (*output.parents, *sorted(place for pattern in ("*", "*/*") for place in output.glob(pattern)))
+    return [place for place in places if next((place / SPOOL_FOLDER).glob("*/[0-9]*.json"), None)]
 
 
 def _address(kept: str, given: str | None, output: Path) -> str | None:

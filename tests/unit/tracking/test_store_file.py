@@ -1,10 +1,12 @@
 """The SQLite store of an output folder is made whole or not at all."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from ual_ray.config import TrackingConfig
+from ual_ray.errors import UserError
 from ual_ray.tracking.tracker import Tracker
 
 
@@ -46,3 +48,26 @@ def test_a_store_is_made_where_there_are_no_hard_links(tmp_path: Path, monkeypat
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
     with Tracker(TrackingConfig(), tmp_path) as found:
         assert found.experiment_id
+
+
+@pytest.mark.parametrize("name", ["50%", "ä b#c&d'e\"f", "%zz"])
+def test_the_store_is_in_its_folder_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "note.txt").write_text("hello")
+    with Tracker(TrackingConfig(), folder) as tracker, tracker.run("report", folder, {}) as run:
+        run.artifact(folder / "note.txt")
+        assert tracker.client.get_run(str(run.id)).info.run_name == "report"
+    assert tracker.complaint() is None
+    assert (folder / "mlflow.db").is_file() and [file.parent.name for file in folder.glob("*/*/*/note.txt")] == ["artifacts"]
+    assert [place.name for place in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("name", "found"), [("lr?1", "'?'"), ("a%20b", "'%20'"), ("%3F", "'%3F'"), ("a%3fb/run", "'%3f'")])
+def test_a_folder_that_is_another_one_in_the_stores_address_is_refused(tmp_path: Path, name: str, found: str) -> None:
+    """SQLite would open a file of another folder, or none after MLflow tried for 100 s."""
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"in a folder of this name(?s:.*){re.escape(found)}(?s:.*)tracking.uri"):
+        Tracker(TrackingConfig(), folder)
+    assert not [*folder.iterdir()] and len([*tmp_path.iterdir()]) == 1

@@ -130,6 +130,10 @@ def test_catch_up_sends_it_without_a_command(tmp_path: Path, network: Network) -
     log_everything(tracker, tmp_path)
     left = tracker.close(0)
     network.away = False
+    for near in (tmp_path / "scenario", tmp_path / "scenario" / "seed-0", tmp_path.parent):
+        near.mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=f"operations wait in another folder(?s:.*)`ual sync {tmp_path}`"):
+            catch_up(near)
     done = catch_up(tmp_path, seconds=30)
     assert (done.sent, done.refused, done.waiting) == (left, 0, 0)
     assert set(runs_of(tracker)) == {"parent", "child"}
