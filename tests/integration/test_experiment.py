@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,34 @@ elicit: {estimators: [nll], uncertainty: nll}
 evaluate: {benchmarks: {held_out: {kind: held_out}}, clustering: {tokens: 0}}
 train: {num_workers: 1}
 experiment: {seeds: SEEDS, scenarios: {coloured: [colours], mixed: []}}
+"""
+
+# As a resumed experiment, whose first step that is not finished is a training or a calibration. The tests' own Ray was started
+# before all tasks.
+JOINED_BY_A_TASK = """
+import os, signal, time
+import ray
+from rich.console import Console
+from ual_ray.config import Config
+from ual_ray.run.side_by_side import side_by_side
+from ual_ray.run.step import Session
+from ual_ray.run.terminal import end_on_sigterm
+
+def alive():
+    session.connect()
+    return [node["Alive"] for node in ray.nodes()]
+
+end_on_sigterm()
+session = Session(Config(), Console(), None)
+with session.cluster:
+    for name in ("first", "second"):
+        print(side_by_side({name: alive}, lambda: 1, print, 5.0), flush=True)
+        time.sleep(2)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    except SystemExit as ended:
+        print("ended in order:", ended.code, flush=True)
 """
 
 
@@ -131,3 +162,11 @@ def test_an_arm_that_is_added_to_a_finished_experiment_asks_the_elicitor_nothing
     assert before and after == before, "those of the elicitor"
     # The model before training and one arm, and then one more.
     assert asked[0] % 2 == 0 and asked[1] - asked[0] == asked[0] // 2, "the held-out rows of the new model alone"
+
+
+def test_ray_outlives_the_task_that_was_the_first_to_need_it_and_sigterm_ends_the_command_in_order() -> None:
+    variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", JOINED_BY_A_TASK]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    lines = ["{'first': [True]}", "{'second': [True]}", "ended in order: 143"]
+    assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr

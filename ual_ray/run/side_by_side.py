@@ -5,8 +5,10 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 # Seconds between two looks at the room for tasks.
 INTERVAL = 0.2
@@ -14,14 +16,54 @@ INTERVAL = 0.2
 logger = logging.getLogger(__name__)
 Name = TypeVar("Name")
 Result = TypeVar("Result")
-# Of the thread of a task: whether its command was told to end.
-_ending: ContextVar[threading.Event | None] = ContextVar("ending", default=None)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """The thread that waits for tasks: whether its command was told to end, and the calls that tasks leave to it."""
+
+    ending: threading.Event = field(default_factory=threading.Event)
+    calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = field(default_factory=SimpleQueue)
+
+    def do_calls(self) -> None:
+        """Make the calls of tasks; an interrupt ends the waiting thread too."""
+        while True:
+            try:
+                call, future = self.calls.get_nowait()
+            except Empty:
+                return
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+
+
+# Of the thread of a task.
+_waiting: ContextVar[_Waiting | None] = ContextVar("waiting", default=None)
 
 
 def raise_if_ending() -> None:
     """Raise KeyboardInterrupt in the thread of a task whose command was told to end. For tasks to call while they wait."""
-    if (ending := _ending.get()) is not None and ending.is_set():
+    if (waiting := _waiting.get()) is not None and waiting.ending.is_set():
         raise KeyboardInterrupt
+
+
+def in_waiting_thread(call: Callable[[], Result]) -> Result:
+    """Make a call in the thread that waits for the tasks, where this one is a task's, and in this one elsewhere.
+
+    For what has to outlive the task, as the processes that a thread starts may end with it, and for signal handlers.
+    """
+    waiting = _waiting.get()
+    if waiting is None:
+        return call()
+    answer: Future[Result] = Future()
+    waiting.calls.put((call, answer))
+    while not answer.done():
+        raise_if_ending()
+        wait([answer], INTERVAL)
+    return answer.result()
 
 
 def side_by_side(
@@ -36,22 +78,23 @@ def side_by_side(
     their order, is raised. `failed` is called with each error as it occurs. On SIGTERM or Ctrl-C the tasks are told
     (`raise_if_ending`), and have `grace_seconds` to end before the exception is raised again.
     """
-    waiting, ending = list(tasks), threading.Event()
+    left, command = list(tasks), _Waiting()
     running: dict[Name, Future[Result]] = {}
     ended: dict[Name, Future[Result]] = {}
     try:
-        while running or (waiting and not _failures(ended)):
-            while waiting and not _failures(ended) and len(running) < max(1, room()):
-                name = waiting.pop(0)
-                running[name] = in_thread(partial(_told, tasks[name], ending), str(name))
+        while running or (left and not _failures(ended)):
+            while left and not _failures(ended) and len(running) < max(1, room()):
+                name = left.pop(0)
+                running[name] = in_thread(partial(_of_command, tasks[name], command), str(name))
             wait(running.values(), INTERVAL, FIRST_COMPLETED)
+            command.do_calls()
             for name in [name for name, future in running.items() if future.done()]:
                 ended[name] = running.pop(name)
                 if (error := ended[name].exception()) is not None:
                     logger.error("%s failed", name, exc_info=error)
                     failed(name, error)
     except BaseException:  # such as SIGTERM and Ctrl-C
-        ending.set()
+        command.ending.set()
         wait(running.values(), grace_seconds)
         raise
     return {name: ended[name].result() for name in tasks if name in ended}
@@ -61,8 +104,8 @@ def _failures(ended: Mapping[Name, Future[Result]]) -> bool:
     return any(future.exception() is not None for future in ended.values())
 
 
-def _told(task: Callable[[], Result], ending: threading.Event) -> Result:
-    _ending.set(ending)
+def _of_command(task: Callable[[], Result], command: _Waiting) -> Result:
+    _waiting.set(command)
     return task()
 
 

@@ -19,6 +19,7 @@ from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
 from ual_ray.formatting import count_list
 from ual_ray.run import STAGES, StageName
+from ual_ray.run.side_by_side import in_waiting_thread
 from ual_ray.run.stage_cache import DONE_FILE, Done, forget, point_to, run_stage, stage_digest
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.run_file import logged_model
@@ -90,10 +91,13 @@ class Session:
     label: str = ""
 
     def connect(self) -> None:
-        """Start or join the Ray cluster, once, whichever thread is the first to need it."""
+        """Start or join the Ray cluster, once, whichever thread is the first to need it.
+
+        A thread that starts Ray takes its processes along at its end, and Ray keeps SIGTERM where it cannot be given back.
+        """
         with self.cluster.lock:
             if not self.cluster.connected:
-                self._connect()
+                in_waiting_thread(self._connect)
                 self.cluster.connected = True
 
     def _connect(self) -> None:

@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
-from ual_ray.run.side_by_side import raise_if_ending, side_by_side
+from ual_ray.config import Config
+from ual_ray.run.side_by_side import in_waiting_thread, raise_if_ending, side_by_side
+from ual_ray.run.step import Session
 
 
 class Tasks:
@@ -121,5 +124,44 @@ def test_a_task_that_does_not_listen_is_left_after_the_grace() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_outside_of_a_task_nothing_is_ending() -> None:
+def test_outside_of_a_task_nothing_is_ending_and_calls_stay_in_their_thread() -> None:
     raise_if_ending()
+    assert in_waiting_thread(threading.get_ident) == threading.get_ident()
+
+
+def test_calls_of_tasks_are_made_in_the_thread_that_waits_and_their_errors_are_those_of_the_task(tasks: Tasks) -> None:
+    def fails() -> None:
+        in_waiting_thread(tasks.make(1, error=OSError("no cluster")))
+
+    found = side_by_side({n: lambda: in_waiting_thread(threading.get_ident) for n in range(3)}, lambda: 2, lambda *_: None, 5)
+    assert {*found.values()} == {threading.get_ident()}
+    with pytest.raises(OSError, match="no cluster"):
+        side_by_side({0: fails, 1: tasks.make(1)}, lambda: 2, lambda name, error: tasks.failed.append((name, str(error))), 5)
+    assert tasks.failed == [(0, "no cluster")]
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_of_a_call_ends_all_tasks(raised: type[BaseException]) -> None:
+    ended: list[int] = []
+
+    def interrupted() -> None:
+        raise raised
+
+    def task(number: int) -> None:
+        try:
+            in_waiting_thread(interrupted)
+        finally:
+            ended.append(number)
+
+    with pytest.raises(raised):
+        side_by_side({n: lambda n=n: task(n) for n in range(2)}, lambda: 2, lambda *_: None, 5)  # type: ignore[misc]
+    assert sorted(ended) == [0, 1]
+
+
+def test_the_first_task_that_needs_the_cluster_has_it_joined_by_the_thread_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux ends the processes that Ray starts with the thread that started them, and only the main thread handles signals."""
+    joined: list[int] = []
+    monkeypatch.setattr(Session, "_connect", lambda _: joined.append(threading.get_ident()))
+    session = Session(Config(), Console(), None)
+    side_by_side({n: session.connect for n in range(3)}, lambda: 2, lambda *_: None, 5)
+    assert joined == [threading.get_ident()]
