@@ -67,7 +67,9 @@ def promote(
 
 
 def push(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of `ual run`, with its report.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Output folder of `ual run`, or a scenario's of `ual experiment`.")
+    ],
     repository: Annotated[
         str, typer.Argument(metavar="OWNER/NAME", help="Repository of the model; the data set goes to OWNER/NAME-scored.")
     ],

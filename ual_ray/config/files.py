@@ -23,6 +23,8 @@ STORE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlflow-artifacts"
 SPOOL_FOLDER = "mlflow-spool"
 PROGRESS_FILE = "progress.json"
+# In MLflow, the version of a model: among the figures of its training, or in a file where it was registered after that.
+REGISTERED, REGISTERED_FILE = "registered_version", "registered.json"
 # In the cache of this machine: where commands work whose output is a URI.
 WORKING_FOLDERS = "outputs"
 # Next to a working folder: its URI.

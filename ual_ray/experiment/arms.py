@@ -119,9 +119,7 @@ def _tracked(session: Session, name: str, root: Path, *, several: bool) -> Itera
 
 def _write_config(session: Session, folder: Path, seed: int) -> None:
     """Let `ual report` and `ual promote` read the folder as they read that of a run."""
-    assert session.tracker is not None, "an experiment logs"
-    tracking = session.config.tracking.model_copy(update={"uri": session.tracker.uri})
-    config = session.config.model_copy(update={"seed": seed, "tracking": tracking})
+    config = session.config.model_copy(update={"seed": seed})
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG_FILE, dump(redact(config)))
 

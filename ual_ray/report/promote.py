@@ -9,7 +9,7 @@ from rich.console import Console
 from ual_ray import columns as col
 from ual_ray.config import BASE
 from ual_ray.config.evaluate import WIN_RATE
-from ual_ray.config.files import read_json, read_object
+from ual_ray.config.files import REGISTERED, REGISTERED_FILE, STORE_FILE, read_json, read_object
 from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
@@ -34,6 +34,7 @@ LEGAL = (
     "training seeds"
 )
 PROMOTED = "ual_ray.promoted_by"
+SQLITE = "sqlite:///"
 
 
 def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri: str | None = None) -> str:
@@ -235,13 +236,36 @@ def _arms(findings: Findings) -> list[str]:
 def _promote_version(run_folder: Path, arm: str, folder: Path, uri: str | None, reason: str) -> tuple[str, str]:
     from ual_ray.tracking.models import champion_of
     from ual_ray.tracking.run_file import read_run
-    from ual_ray.tracking.tracker import default_uri
 
     tracking = load(run_folder / CONFIG_FILE).tracking
-    address = uri or tracking.uri or default_uri(run_folder)
+    address = uri or _store_of(run_folder, tracking.uri)
     if MASK in address:
         raise UserError("the address of the MLflow store holds a password", got=address, fix="give it with --uri")
     name = f"{tracking.register_as}-{arm}"
-    version = read_json(folder / DONE_FILE)["figures"].get("registered_version")
+    after = read_json(folder / REGISTERED_FILE) or {}
+    version = read_json(folder / DONE_FILE)["figures"].get(REGISTERED) or after.get("version")
     run_id = read_run(folder, redact_uri(address)).get("run_id")
     return name, champion_of(address, name, version, run_id, {PROMOTED: reason})
+
+
+def _store_of(run_folder: Path, recorded: str | None) -> str:
+    """Return the address of the MLflow store of a run or of a scenario: as recorded, or that of its output folder.
+
+    Earlier versions recorded of a scenario where its store was, from which the folder may have been moved. Raises UserError
+    where there is none: MLflow would make an empty one.
+    """
+    from ual_ray.tracking.tracker import default_uri
+
+    file = recorded.removeprefix(SQLITE).partition("?")[0] if recorded and recorded.startswith(SQLITE) else None
+    if recorded and (file is None or Path(file).is_file()):
+        return recorded
+    # Of a run, of a scenario of an experiment, of one of its seeds.
+    for place in (run_folder, *run_folder.parents[:2]):
+        if (place / STORE_FILE).is_file():
+            return default_uri(place)
+    raise UserError(
+        "there is no MLflow store with the model",
+        got=file or run_folder / STORE_FILE,
+        expected=f"{STORE_FILE} in the output folder, or a server",
+        fix="give its address with --uri",
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
-from ual_ray.config.files import read_json, read_object, write_record
+from ual_ray.config.files import REGISTERED, REGISTERED_FILE, read_json, read_object, write_record
 from ual_ray.config.keys import affecting
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
@@ -44,8 +44,6 @@ DIVERGED_FILE = "diverged.json"
 EAFT_VERSION = 2
 # Raise it when rows that do not all count alike are validated at another mean alpha.
 VALIDATION_VERSION = 2
-# The version of a model that was registered after its training.
-REGISTERED_FILE, REGISTERED = "registered.json", "registered_version"
 # All names of a training's folder; a test compares those of modules that are not imported here.
 WRITTEN = (
     *(col.MODEL_FOLDER, col.ADAPTER_FOLDER, col.METRICS_FILE, CHECKPOINTS, "tokens", "nccl", "dropped_ids.txt"),

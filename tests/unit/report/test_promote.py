@@ -333,3 +333,28 @@ def test_a_report_that_names_no_training_will_do_where_there_is_one_only(tmp_pat
     with pytest.raises(UserError, match="does not state which training") as error:
         promote.trained_folder(folder, "ual", findings)
     assert "k, other" in str(error.value)
+
+
+@pytest.mark.parametrize("recorded", [None, "gone"])
+def test_the_store_of_a_scenario_is_that_of_its_experiment_wherever_it_was_moved(
+    tmp_path: Path, recorded: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions recorded the first place; MLflow would make an empty store there."""
+    root, old = tmp_path / "moved to" / "all", tmp_path / "old" / "mlflow.db"
+    place = train(root / "seed-1", "ual", "k", 1.2)
+    (place / "model").mkdir()
+    (place / "registered.json").write_text(json.dumps({"version": "4"}))
+    folder = write(root, [compared("ual", BETTER)], {"ual": ["seed-1/arms/ual/train/k"]})
+    (root / "config.yaml").write_text(f"tracking: {{uri: 'sqlite:///{old}'}}\n" if recorded else "{}\n")
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("ual_ray.tracking.models.champion_of", lambda *given: asked.append(given[:3]) or "4")
+    with pytest.raises(UserError, match="there is no MLflow store with the model(?s:.*)--uri"):
+        promote.promote([folder], Console(quiet=True))
+    (tmp_path / "moved to" / "mlflow.db").touch()
+    assert promote.promote([folder], Console(quiet=True)) == "4"
+    promote.promote([folder], Console(quiet=True), uri="http://127.0.0.1:9")
+    (root / "config.yaml").write_text("tracking: {uri: 'http://127.0.0.1:8'}\n")
+    promote.promote([folder], Console(quiet=True))
+    addresses = [f"sqlite:///{tmp_path}/moved to/mlflow.db", "http://127.0.0.1:9", "http://127.0.0.1:8"]
+    assert asked == [(address, "ual-ual", "4") for address in addresses]
+    assert not old.parent.exists()

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from ual_ray import columns as col
+from ual_ray.config.files import REGISTERED, REGISTERED_FILE
 from ual_ray.config.load import load
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.parquet import write_table
@@ -22,7 +23,7 @@ from ual_ray.tracking.run_file import RUN_FILE
 from ual_ray.train import stage, step
 from ual_ray.train import tokenize as tokens
 from ual_ray.train.progress import STOP_FILE
-from ual_ray.train.step import REGISTERED, _line, train_step
+from ual_ray.train.step import _line, train_step
 
 METRICS = {
     **{"steps": 9, "train_rows": 128, "dropped_rows": 0, "truncated_rows": 0, "endless_rows": 0},
@@ -135,7 +136,7 @@ def test_a_trial_is_registered_only_when_it_is_chosen_and_then_once(runs: Runs) 
     for _ in range(2):
         done = runs.step(register=True, trial=False)
         assert done.reused and (runs.trained, runs.registered) == (1, ["ual-ual"])
-    assert (done.folder / step.REGISTERED_FILE).exists()
+    assert (done.folder / REGISTERED_FILE).exists()
 
 
 def test_a_training_that_is_no_trial_is_registered_in_its_own_run(runs: Runs) -> None:
@@ -200,7 +201,7 @@ def test_models_that_are_not_kept_are_not_registered_later(runs: Runs) -> None:
     done = runs.step()
     session = Session(load(None, ["tracking.models=none"]), Console(file=io.StringIO()), None)
     step.register_model(session, "ual", runs.smoothed, done)
-    assert runs.registered == [] and not (done.folder / step.REGISTERED_FILE).exists()
+    assert runs.registered == [] and not (done.folder / REGISTERED_FILE).exists()
 
 
 @pytest.mark.parametrize(
