@@ -33,8 +33,8 @@ EARLIER_CANDIDATE = "earlier_candidate"
 EARLIER_REFERENCE = "earlier_reference"
 # Such a question has no verdict, like one with a missing answer.
 UNASKED = "asked of one side only"
-# Raise it when the same answers make other pairs.
-PAIRING_VERSION = 2
+# Raise it when the same answers make other pairs, or other figures of the same verdicts.
+PAIRING_VERSION = 3
 RESULT_COLUMNS = (col.ID, col.BENCHMARK, col.MESSAGES, col.ANSWER, col.REFERENCE, col.PREDICTION, col.EXTRACTED, col.ERROR)
 # The pool's input. The id is a digest of question and texts, so that equal pairs are judged once.
 PAIRS = pa.schema(

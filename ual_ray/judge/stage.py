@@ -36,7 +36,7 @@ from ual_ray.judge.pairs import (
     needed_context,
 )
 from ual_ray.judge.task import JudgeRows
-from ual_ray.judge.verdicts import VERDICTS_FILE, by_question, figures_of_judges
+from ual_ray.judge.verdicts import VERDICTS_FILE, by_question, each_once, figures_of_judges
 from ual_ray.models.chat import load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model
 from ual_ray.parquet import file_digest, write_rows
@@ -80,7 +80,7 @@ def judge_pairs(config: Config, judging: Judging) -> dict[str, Any]:
         rows[model] = [_verdict(pair, judged, model) for pair in pairs]
     write_rows([row for own in rows.values() for row in own], col.VERDICTS, judging.folder / VERDICTS_FILE)
     # In the order in which rates are computed, by which AlpacaEval's package finds the same ones.
-    export(sorted(by_question(next(iter(rows.values()))), key=itemgetter(col.ID)), judging.folder)
+    export(sorted(each_once(by_question(next(iter(rows.values())))), key=itemgetter(col.ID)), judging.folder)
     result = figures_of_judges(rows, config.evaluate, config.seed)
     write_record(judging.folder / col.WIN_RATES_FILE, result)
     return result

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,20 @@ def by_question(rows: Iterable[Row]) -> list[Row]:
     return [own[0] if len(own) == 1 else _together(own) for own in found.values()]
 
 
+def each_once(rows: Iterable[Row]) -> list[Row]:
+    """Leave out pairs that another benchmark has too, such as AlpacaEval most questions of Koala, which add no evidence.
+
+    rows: one of every pair. Equal are the conversation and both answers; one with a verdict stays.
+    """
+    found: dict[Any, Row] = {}
+    for row in sorted(rows, key=itemgetter(col.ID)):
+        turns = [[turn["role"], turn["content"]] for turn in row[col.MESSAGES] or ()]
+        key = col.digest([turns, row[col.TEXT_CANDIDATE], row[col.TEXT_REFERENCE]]) if turns else row[col.ID]
+        if key not in found or found[key][col.PREFERENCE] is None:
+            found[key] = row
+    return [*found.values()]
+
+
 def _together(rows: Sequence[Row]) -> Row:
     preferences = [row[col.PREFERENCE] for row in rows]
     missing = [row for row in rows if row[col.PREFERENCE] is None]
@@ -77,7 +92,8 @@ def agreement(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Any]:
 def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> dict[str, Any]:
     """Turn one judge's verdicts into figures: win rates overall and by benchmark, position bias, the share that was read.
 
-    `rows` are of `columns.VERDICTS`, one or both orders of every pair; pairs are counted. `settings` configures the intervals.
+    `rows` are of `columns.VERDICTS`, one or both orders of every pair; pairs are counted, overall those of several benchmarks
+    once. `settings` configures the intervals.
     Raises UserError when there is no verdict at all.
     """
     shown, rows = rows, by_question(rows)
@@ -86,7 +102,7 @@ def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> d
     read = sum(row[col.PREFERENCE] is not None for row in sent)
     if not any(row[col.PREFERENCE] is not None for row in rows):
         raise UserError("no pair has a verdict", got=dict(reasons), fix="see the column 'error' of the verdicts")
-    groups = {OVERALL: rows}
+    groups = {OVERALL: each_once(rows)}
     benchmarks = sorted({str(row[col.BENCHMARK]) for row in rows})
     if len(benchmarks) > 1:
         groups |= {name: [row for row in rows if str(row[col.BENCHMARK]) == name] for name in benchmarks if name != OVERALL}

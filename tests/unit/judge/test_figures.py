@@ -36,6 +36,28 @@ def test_figures_by_benchmark() -> None:
     assert (figures["judge"], figures["reasons"], figures["parse_rate"]) == ("big", {"overlong": 2}, pytest.approx(16 / 18))
 
 
+def test_a_pair_that_two_benchmarks_have_counts_once_overall() -> None:
+    def asked(number: int, *values: float | None, **more: Any) -> list[dict[str, Any]]:
+        messages = [{"role": "user", "content": f"Question {number}?"}]
+        return [verdict(number, value, messages=messages, candidate_first=n == 0) | more for n, value in enumerate(values)]
+
+    chat = [row for number in range(8) for row in asked(number, 1.9, 1.7)]
+    missing = asked(8, None, None, text_candidate=None)
+    again = [row | {"benchmark": "koala", "id": f"koala {row['id']}"} for row in [*chat[:12], *missing]]
+    others = [row for number in range(10, 14) for row in asked(number, 1.2, 1.2, benchmark="koala")]
+    longer = [row | {"text_candidate": "another answer", "benchmark": "koala", "id": "long"} for row in asked(7, 1.2, 1.2)]
+    chat[14:] = asked(7, None, None)
+    again += [row | {"benchmark": "koala", "id": "read"} for row in asked(7, 1.9, 1.7)]
+    for rows in ([*chat, *missing, *again, *others, *longer], [*longer, *others, *again, *missing, *chat]):
+        rates = win_rates(rows, quick())["win_rates"]
+        assert {name: (rate["n_valid"], rate["n"]) for name, rate in rates.items()} == {
+            "overall": (13, 14),
+            "chat": (7, 9),
+            "koala": (12, 13),
+        }
+        assert rates["overall"]["win_rate"] == pytest.approx(100 * (8 * 0.8 + 5 * 0.2) / 13)
+
+
 def test_a_benchmark_that_is_called_as_all_of_them_does_not_take_their_place() -> None:
     rows = [verdict(number, 1.75) for number in range(8)]
     rows += [verdict(number, 1.25, benchmark="overall") for number in range(8, 16)]
