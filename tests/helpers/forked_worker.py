@@ -28,7 +28,7 @@ def forked(arguments: list[str]) -> bool:
             socket.send_fds(forks, [len(message).to_bytes(SIZE_BYTES, "big")], [0, 1, 2])
             forks.sendall(message)
             return forks.recv(1) == b"1"
-    except OSError:
+    except (KeyError, OSError):
         return False
 
 

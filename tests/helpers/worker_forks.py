@@ -14,11 +14,12 @@ import runpy
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,6 +40,8 @@ OF_RAY = ("ray", "ual_ray")
 READ_AT_IMPORT = re.compile("RAY_([a-z]|JOB_ID|AUTH_)|(HF|LD|MALLOC|MKL|OMP|PYTHON|TORCH|TRANSFORMERS|VLLM)")
 # What the script that sets a worker up does not pass on to it.
 LANGUAGE, CONTEXT = "--language=", "--serialized-runtime-env-context="
+# 10 seconds, as struct timeval: a message is there at once, or its sender is gone.
+MOST_WAIT = struct.pack("ll", 10, 0)
 
 
 @contextmanager
@@ -83,7 +86,9 @@ def main(number: int, *modules: str) -> None:
             ready, _, _ = select.select([listener, sys.stdin], [], [])
             if sys.stdin in ready:
                 os._exit(0)  # without the imports' work at an exit
-            with listener.accept()[0] as asked:
+            asked = listener.accept()[0]
+            asked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, MOST_WAIT)  # a timeout of Python's would read parts
+            with asked, suppress(OSError, ValueError):  # what stops halfway has its worker started by Ray, if at all
                 arguments, environment, streams = received(asked)
                 if first is None:
                     first = environment
@@ -95,9 +100,9 @@ def main(number: int, *modules: str) -> None:
                 fit = plain(arguments) and at_import(imported | environment) == at_import(imported | first)
                 if forked := fit and os.fork() == 0:
                     break
+                for stream in streams:
+                    os.close(stream)
                 asked.send(b"1" if fit else b"0")
-            for stream in streams:
-                os.close(stream)
     if forked:
         become_worker(arguments, imported | environment, streams)
 
@@ -113,10 +118,12 @@ def import_of_ray(modules: Sequence[str]) -> None:
 
 
 def received(asked: socket.socket) -> tuple[list[str], dict[str, str], list[int]]:
-    """Read a worker's arguments, its environment, and the descriptors of its streams."""
+    """Read a worker's arguments, its environment, and the descriptors of its streams. Raises ValueError for a part of them."""
     size, streams, _, _ = socket.recv_fds(asked, SIZE_BYTES, 3)
-    message = asked.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL).decode(errors="surrogateescape")
-    arguments, variables = (part.split("\0") for part in message.split("\1"))
+    message = asked.recv(expected := int.from_bytes(size, "big"), socket.MSG_WAITALL)
+    if len(message) < expected:
+        raise ValueError(f"{len(message)} bytes of {expected}")
+    arguments, variables = (part.split("\0") for part in message.decode(errors="surrogateescape").split("\1"))
     return arguments, dict(variable.split("=", 1) for variable in variables), streams
 
 
