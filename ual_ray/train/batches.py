@@ -26,40 +26,10 @@ from ual_ray.config import TrainConfig
 from ual_ray.config.keys import affecting
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.mixture import Mixture
+from ual_ray.train.packing import Sequences, pack
 from ual_ray.train.token_store import NO_BIN, Sample
 
 MicroBatch = tuple[int, ...]
-
-
-def pack(lengths: np.ndarray, capacity: int) -> list[tuple[int, ...]]:
-    """Pack rows of `lengths` tokens into sequences of at most `capacity` tokens; every row is used exactly once.
-
-    Best-fit decreasing: the longest rows first, each into the fullest sequence that still has room for it; needs at most
-    11/9 of the minimum number of sequences (Johnson et al. 1974) and nearly always less. Rows of equal length keep their
-    order, so the result is deterministic. Raises ValueError for a row that is empty or above the capacity.
-    """
-    if len(lengths) and not 0 < lengths.min() <= lengths.max() <= capacity:
-        raise ValueError(f"rows of {lengths.min()} to {lengths.max()} tokens; 1 to {capacity} fit into a sequence")
-    sequences: list[list[int]] = []
-    by_room: list[list[list[int]]] = [[] for _ in range(capacity + 1)]
-    # Bit r: some sequence has room for exactly r more tokens; the best fit is the lowest set bit from `length` up.
-    rooms = 0
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            sequence = by_room[room].pop()
-            if not by_room[room]:
-                rooms ^= 1 << room
-        else:
-            room, sequence = capacity, []
-            sequences.append(sequence)
-        sequence.append(row)
-        if room > length:
-            by_room[room - length].append(sequence)
-            rooms |= 1 << (room - length)
-    return [tuple(sequence) for sequence in sequences]
 
 
 @dataclass(frozen=True)
@@ -102,14 +72,13 @@ class StepPlan:
         self._config, self._seed, self._world_size = config, seed, world_size
         self._rows = np.stack([store_lengths, target_tokens]).astype("<i8")
         self.mixture = Mixture(config.mixture, sources, seed) if config.mixture else None
-        self.sequences: list[tuple[int, ...]] = []
+        self.sequences = Sequences.alone(np.zeros(0, dtype=np.int64))
         # By epoch: the numbers of its sequences, and how many steps end with it.
         self.epochs: list[range] = []
         self._ends: list[int] = []
         while len(self.epochs) < config.epochs and len(self) < (config.max_steps or math.inf):
             self._add_epoch(store_lengths)
-        self._tokens = _sum_by(self.sequences, store_lengths)
-        self._target_tokens = _sum_by(self.sequences, target_tokens)
+        self._tokens, self._target_tokens = self.sequences.sums(store_lengths), self.sequences.sums(target_tokens)
 
     def _add_epoch(self, lengths: np.ndarray) -> None:
         if self.mixture is None and self.epochs:
@@ -117,11 +86,8 @@ class StepPlan:
         else:
             rows = np.arange(len(lengths)) if self.mixture is None else self.mixture.epoch(len(self.epochs))
             start = len(self.sequences)
-            if self._config.packing:
-                packs = pack(lengths[rows], self._config.max_length)
-                self.sequences += [tuple(rows[[*places]].tolist()) for places in packs] if self.mixture else packs
-            else:
-                self.sequences += [(row,) for row in rows.tolist()]
+            packed = self._config.packing
+            self.sequences += pack(lengths[rows], self._config.max_length).of(rows) if packed else Sequences.alone(rows)
             numbers = range(start, len(self.sequences))
         self.epochs.append(numbers)
         self._ends.append(sum(self._ends[-1:]) + -(-len(numbers) // self._config.global_batch_size))
@@ -173,6 +139,11 @@ class StepPlan:
             self._padded_tokens(steps) for steps in (order[:whole].reshape(-1, size), order[None, whole:]) if steps.size
         )
         return 1 - int(self._tokens[: len(order)].sum()) / padded if padded else 0.0
+
+    @property
+    def longest_sequence(self) -> int:
+        """Number of tokens of the longest sequence; 0 without any."""
+        return int(self._tokens.max(initial=0))
 
     @property
     def tokens_per_step(self) -> tuple[float, float]:
@@ -235,14 +206,6 @@ def validation_steps(store_lengths: np.ndarray, target_tokens: np.ndarray, confi
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def _sum_by(sequences: Sequence[tuple[int, ...]], values: np.ndarray) -> np.ndarray:
-    """Sum a value per row over the rows of each sequence, int64 of [sequences]."""
-    sizes = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
-    rows = np.fromiter((row for sequence in sequences for row in sequence), dtype=np.int64, count=sizes.sum())
-    starts = np.cumsum(sizes) - sizes
-    return np.add.reduceat(values[rows].astype(np.int64), starts) if len(rows) else np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.train.batches import pack
+from ual_ray.train.packing import Sequences, pack
 
 CAPACITY = 64
 LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=200).map(lambda values: np.array(values, dtype=np.int32))
@@ -41,13 +42,34 @@ def test_each_row_goes_where_a_plain_best_fit_decreasing_puts_it(lengths: np.nda
     assert sorted(sums) == sorted(left)
 
 
+@given(st.lists(st.lists(st.integers(0, 99), min_size=1), max_size=9), st.lists(st.lists(st.integers(0, 99), min_size=1)))
+def test_sequences_are_as_lists_of_rows(first: list[list[int]], second: list[list[int]]) -> None:
+    def held(lists: list[list[int]]) -> Sequences:
+        return Sequences(np.array([row for rows in lists for row in rows]), np.cumsum([len(rows) for rows in lists]))
+
+    both, values = held(first) + held(second), np.arange(100, dtype=np.int32)[::-1]
+    assert [*both] == [tuple(rows) for rows in first + second] and len(both) == len(first + second)
+    assert [*both.of(values)] == [tuple(99 - row for row in rows) for rows in first + second]
+    assert both.sums(values).tolist() == [sum(99 - row for row in rows) for rows in first + second]
+    assert [*Sequences.alone(np.arange(3))] == [(0,), (1,), (2,)]
+
+
+def test_a_million_rows_take_few_bytes_each() -> None:
+    lengths = np.random.default_rng(0).integers(2, 100, 10**6, dtype=np.int32)
+    tracemalloc.start()
+    sequences = pack(lengths, 1024)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(sequences) and held < 20 * len(lengths) and peak < 70 * len(lengths)
+
+
 @given(LENGTHS)
 def test_the_result_depends_on_the_arguments_alone(lengths: np.ndarray) -> None:
-    assert pack(lengths, CAPACITY) == pack(lengths.astype(np.int64), CAPACITY)
+    assert [*pack(lengths, CAPACITY)] == [*pack(lengths.astype(np.int64), CAPACITY)]
 
 
 def test_packing_by_hand() -> None:
-    assert pack(np.array([3, 7, 5, 3, 2]), 10) == [(1, 0), (2, 3, 4)]
+    assert [*pack(np.array([3, 7, 5, 3, 2]), 10)] == [(1, 0), (2, 3, 4)]
 
 
 def test_realistic_lengths_leave_almost_no_padding() -> None:
@@ -56,7 +78,7 @@ def test_realistic_lengths_leave_almost_no_padding() -> None:
 
 
 def test_no_rows_make_no_sequences() -> None:
-    assert pack(np.zeros(0, dtype=np.int32), 8) == []
+    assert [*pack(np.zeros(0, dtype=np.int32), 8)] == []
 
 
 @pytest.mark.parametrize("lengths", [[1, 9], [0, 3]])
