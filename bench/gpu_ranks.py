@@ -43,13 +43,14 @@ def check_ranks(report: Report, small: bool) -> None:
     """Add the parts 'one rank of eight' and 'calibration'."""
     shape = {"model_type": "llama", **TINY.model, "tie_word_embeddings": False} if small else SHAPE
     settings = TINY.packed if small else SETTINGS
-    for checkpointing in (True, False) if small else (True,):
-        kind = "checkpointed" if checkpointing else "not checkpointed"
+    kinds: dict[bool | str, str] = {True: "checkpointed"}
+    kinds |= {False: "not checkpointed", "selective": "products kept"} if small else {}
+    for checkpointing, kind in kinds.items():
         report.case("one rank of eight", f"full, packed, bfloat16, {kind}", one_rank, shape, settings, checkpointing)
     report.case("calibration", "log-probabilities of labels", calibrated)
 
 
-def one_rank(shape: dict[str, Any], settings: dict[str, Any], checkpointing: bool) -> dict[str, Any]:
+def one_rank(shape: dict[str, Any], settings: dict[str, Any], checkpointing: Any) -> dict[str, Any]:
     """Take two steps as rank 0 of eight in a group that sends nothing: memory, and the time without communication.
 
     What the others would send is whatever was in memory, so that losses mean nothing.
@@ -81,7 +82,7 @@ def empty_rank(folder: str, train: TrainConfig) -> SmoothedCausalLM:
     """Make the shards of rank 0, as training does, with zeros in place of weights."""
     causal_lm = empty_trained_model(folder, train.lora, train.dtype)
     if train.activation_checkpointing:
-        checkpoint_activations(causal_lm)
+        checkpoint_activations(causal_lm, train.activation_checkpointing)
     model = SmoothedCausalLM(causal_lm, varlen=use_varlen(causal_lm, train, DEVICE))
     shard(model, make_mesh(train, DEVICE), train)
     model.to_empty(device=DEVICE)

@@ -58,7 +58,7 @@ class Setup:
     padded: dict[str, int]
     learning_rate: float
 
-    def config(self, packing: bool, checkpointing: bool, lora: bool, **changes: Any) -> TrainConfig:
+    def config(self, packing: bool, checkpointing: bool | str, lora: bool, **changes: Any) -> TrainConfig:
         """Make the settings of one case."""
         values = {"num_workers": 1, "dtype": "bfloat16", "gpus_per_worker": int(CUDA), "uncertainty_bins": 0, "epochs": 10}
         values |= {
@@ -103,8 +103,9 @@ def check_training(report: Report, small: bool) -> None:
         for packing, checkpointing, lora in itertools.product((True, False), (False, True), (False, True)):
             config = setup.config(packing, checkpointing, lora)
             report.case("training speed", name(config), speed, files, config)
-        compiled = setup.config(packing=True, checkpointing=False, lora=False, compile=True)
-        report.case("training speed", name(compiled), speed, files, compiled)
+        for kind, compiled in (("selective", False), (False, True)):
+            config = setup.config(packing=True, checkpointing=kind, lora=False, compile=compiled)
+            report.case("training speed", name(config), speed, files, config)
         for packing in (True, False):
             config = setup.config(packing, checkpointing=False, lora=False)
             report.case("training profile", name(config), profiled, files, config)
@@ -121,7 +122,8 @@ def name(config: TrainConfig) -> str:
     """Name a case by what sets it apart."""
     parts = ["LoRA" if config.lora.rank else "full", "packed" if config.packing else "padded", config.dtype]
     more = {
-        "checkpointed": config.activation_checkpointing,
+        "checkpointed": config.activation_checkpointing is True,
+        "products kept": config.activation_checkpointing == "selective",
         "offloaded": config.cpu_offload,
         "sample by sample": config.attention == "varlen",
         "towards the base": config.prior == "base",
@@ -208,12 +210,18 @@ def check_accuracy(report: Report, files: Path, small: bool) -> None:
 
 
 def check_options(report: Report, files: Path) -> None:
-    """Compare attention sample by sample, smoothing towards the base, and compiled layers with a CPU in float32."""
-    for lora, own in ((False, {"attention": "varlen"}), (True, {"prior": "base"}), (False, {"compile": True})):
+    """Compare attention by sample, smoothing towards the base, compiled layers and kept products with float32 on a CPU."""
+    ways: tuple[tuple[bool, dict[str, Any]], ...] = (
+        (False, {"attention": "varlen"}),
+        (True, {"prior": "base"}),
+        (False, {"compile": True}),
+        (False, {}),
+    )
+    for lora, own in ways:
         on_cpu = {"dtype": "float32", "gpus_per_worker": 0, "compile": False}
         exact = TINY.config(packing=True, checkpointing=False, lora=lora, **{**own, **on_cpu})
         expected = report.case("training accuracy", f"on a CPU, {name(exact)}", nll_of_steps, files, exact, CPU)
-        config = TINY.config(packing=True, checkpointing=True, lora=lora, **own)
+        config = TINY.config(packing=True, checkpointing=True if own else "selective", lora=lora, **own)
         report.case("training accuracy", name(config), compared, files, config, expected)
 
 

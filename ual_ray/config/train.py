@@ -139,8 +139,11 @@ class TrainConfig(Section):
         description="FSDP: free gathered parameters after forward and reduce gradients per micro-batch; false = faster, "
         "but keeps full parameters and gradients in memory",
     )
-    activation_checkpointing: bool = key(
-        False, affects="", description="recompute activations in backward: less memory, about a third more time"
+    activation_checkpointing: Literal[False, True, "selective"] = key(
+        False,
+        affects="",
+        description="recompute activations in backward: true = all within a layer, the least memory, about a third more "
+        "operations; selective = all but the results of matrix products and attention, about half the memory, no product twice",
     )
     compile: bool = key(
         False,
@@ -278,6 +281,15 @@ class TrainConfig(Section):
             raise ValueError("loss_strength does nothing with loss=sft; set another loss")
         if self.loss == "profit" and self.loss_strength is not None and self.loss_strength >= 1:
             raise ValueError(f"loss_strength = {self.loss_strength} is a probability with loss=profit: above 0 and below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _check_recomputing(self) -> TrainConfig:
+        if self.activation_checkpointing == "selective" and self.compile:
+            raise ValueError(
+                "activation_checkpointing=selective does nothing with compile=true, which chooses by itself what is "
+                "recomputed: set activation_checkpointing to true or false, or compile=false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,8 @@
 And the memory of tensors on a CPU: large pages (c10/core/impl/alloc_cpu.cpp), and what glibc keeps of it (mallopt).
 
 When tests/unit/train/test_compat_torch.py fails with another torch: read `DTensor.__new__` (torch/distributed/tensor/_api.py),
-`AsyncStager` (torch/distributed/checkpoint/staging.py), `flop_registry` (torch/utils/flop_counter.py) and `maybe_mark_dynamic`
+`AsyncStager` (torch/distributed/checkpoint/staging.py), `flop_registry` (torch/utils/flop_counter.py), `TorchDispatchMode`
+(torch/utils/_python_dispatch.py), `FakeTensorMode` (torch/_subclasses/fake_tensor.py) and `maybe_mark_dynamic`
 (torch/_dynamo/decorators.py) of that version, adapt this file, run tests/unit/train and tests/integration/test_fsdp.py, and
 move the bounds of torch in pyproject.toml.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 # Of glibc's malloc.h: from so many bytes on, blocks are mapped one by one, outside of the heap; free memory at the heap's end
@@ -24,6 +26,8 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX = -3, -1, -8
 MOST_KEPT_BYTES = 2**30
 PAGE_BYTES = 2 * 2**20
+# Attention and the products of experts that torch's counter of operations does not know.
+UNCOUNTED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten._grouped_mm
 
 _reuses = False
 
@@ -96,19 +100,54 @@ def fake_tensors() -> AbstractContextManager[Any]:
     """Let all tensors that are made in the block have a shape and a dtype, but no storage."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    return FakeTensorMode()
+    class AnyPrecision(FakeTensorMode):
+        """Has the products of experts in float32, too, which a CPU computes and torch's shapes refuse."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket is torch.ops.aten._grouped_mm:
+                return args[0].new_empty(*args[0].shape[:-1], args[1].shape[-1])
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    return AnyPrecision()
 
 
 def flop_counter() -> Any:
-    """Make a counter of operations that also counts attention on a CPU, which torch's own leaves out."""
+    """Make a counter of operations; attention on a CPU and products of experts, which torch's own leaves out, count."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
-    return FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
-    )
+    def of_experts(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
+        # Each row meets the matrix of its expert; for the gradient of the weights, the columns are those of one expert each.
+        matrices = rows[0] if len(rows) == len(weights) == 3 else 1
+        return 2 * matrices * rows[-2] * rows[-1] * weights[-1]
+
+    return FlopCounterMode(display=False, custom_mapping=dict(zip(UNCOUNTED, (attention, of_experts), strict=True)))
+
+
+def is_product(operation: Any) -> bool:
+    """Whether an operation is a matrix product, a convolution, or attention: what torch's flop counter counts, and two more."""
+    from torch.utils.flop_counter import flop_registry
+
+    packet = getattr(operation, "overloadpacket", operation)
+    return packet in flop_registry or packet in UNCOUNTED
+
+
+class ProductBytes(TorchDispatchMode):
+    """Adds the results of products up, in bytes, for as long as it is entered."""
+
+    def __init__(self) -> None:
+        """Begin with 0 bytes."""
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        if is_product(func):
+            self.bytes += sum(one.nbytes for one in (made if isinstance(made, tuple) else (made,)) if isinstance(one, Tensor))
+        return made
 
 
 def mark_shapes_dynamic(values: Any) -> None:

@@ -1,5 +1,6 @@
 """Training metrics from a step's sums: averages per target token, per uncertainty bin, and device utilization. Pure."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ BY_BIN = ("nll", "smoothing", "top1")
 GOODPUT, SECONDS, STRAGGLER = "goodput", "seconds", "slowest_rank_over_median"
 HIGHEST_MEMORY, LOWEST_MEMORY = "peak_memory_gib", "lowest_rank_peak_memory_gib"
 TOKENS_PER_SECOND, MFU = "tokens_per_second", "mfu"
+# What models call the number of experts that a token meets in a layer.
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
@@ -75,14 +80,19 @@ class Hardware:
 def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.device) -> Hardware:
     """Measure a SmoothedCausalLM, sharded or not, and look up the device's peak."""
     text = model.model.config.get_text_config()
-    experts, used = (getattr(text, name, None) for name in ("num_local_experts", "num_experts_per_tok"))
-    share = used / experts if experts and used else 1.0
-    sizes = [
-        (round(parameter.numel() * (share if ".experts." in name else 1)), parameter.requires_grad)
-        for name, parameter in model.named_parameters()
-    ]
+    used = next((value for name in EXPERTS_PER_TOKEN if isinstance(value := getattr(text, name, None), int)), None)
+    sizes, known = [], True
+    for name, parameter in model.named_parameters():
+        # transformers holds a layer's experts as one tensor, the experts first.
+        of_experts = ".experts." in name and parameter.ndim > 1
+        known &= not of_experts or used is not None
+        met = min(1.0, used / parameter.shape[0]) if of_experts and used else 1.0
+        sizes.append((round(parameter.numel() * met), parameter.requires_grad))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops(name, settings.dtype, settings.peak_tflops)
+    if peak is not None and not known:
+        logger.warning("no %s is logged: config.json does not name how many experts a token meets", MFU)
+        peak = None
     return Hardware(
         parameters=sum(size for size, _ in sizes),
         trained=sum(size for size, trained in sizes if trained),

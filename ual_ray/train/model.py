@@ -256,7 +256,7 @@ def build(
     causal_lm = empty_trained_model(path, config.lora, config.dtype, trust_remote_code)
     check_positions(causal_lm, longest)
     if config.activation_checkpointing:
-        checkpoint_activations(causal_lm)
+        checkpoint_activations(causal_lm, config.activation_checkpointing)
     weights, varlen = token_loss(config.loss, config.loss_strength), use_varlen(causal_lm, config, device)
     own_prior = prior(OutputHead(causal_lm).size)
     own = (config.z_loss, config.uncertainty_bins, weights, own_prior, varlen)

@@ -3,7 +3,8 @@
 import logging
 import os
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,11 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
+from ual_ray.train.compat_torch import is_product
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +62,24 @@ def find_layers(body: nn.Module) -> nn.ModuleList:
     return lists[sizes.index(max(sizes))]
 
 
-def checkpoint_activations(causal_lm: nn.Module) -> None:
-    """Enable gradient checkpointing for every decoder layer. Raises UserError when the model does not support it."""
+def checkpoint_activations(causal_lm: nn.Module, kind: Literal[True, "selective"] = True) -> None:
+    """Enable gradient checkpointing for every decoder layer. Raises UserError when the model does not support it.
+
+    selective: results of products are kept (Korthikanti et al. 2022, arXiv:2205.05198, keep all but attention's core), and
+    what lies between them is recomputed.
+    """
     if not causal_lm.supports_gradient_checkpointing:
         raise UserError(
             f"{type(causal_lm).__name__} does not support gradient checkpointing",
-            got="train.activation_checkpointing=true",
+            got=f"train.activation_checkpointing={str(kind).lower()}",
             fix="set train.activation_checkpointing=false and lower train.micro_batch_size",
         )
-    causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    own = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if kind == "selective" else {}
+    causal_lm.gradient_checkpointing_enable({"use_reentrant": False, **own})
+
+
+def _policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if is_product(operation) else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:

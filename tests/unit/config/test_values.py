@@ -194,6 +194,10 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
             ["train.prior=base", "train.lora.rank=4", "train.continue_from=a"],
             "prior=base smooths towards `model`, which with continue_from is not the model before this training",
         ),
+        (
+            ["train.activation_checkpointing=selective", "train.compile=true"],
+            "activation_checkpointing=selective does nothing with compile=true",
+        ),
         (["train.prior=base", "train.continue_from=a"], "prior=base smooths towards `model`"),
         (["judge.against=[]"], "judge.against: one reference or more, each once; got none"),
         (["judge.against=[sft, sft]"], "judge.against: one reference or more, each once; got sft, sft"),

@@ -15,7 +15,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ual_ray.train import compat_torch
-from ual_ray.train.compat_torch import LARGE_PAGES, HostStager, fake_tensors, flop_counter, mark_shapes_dynamic, storage_key
+from ual_ray.train.compat_torch import (
+    LARGE_PAGES,
+    HostStager,
+    ProductBytes,
+    fake_tensors,
+    flop_counter,
+    is_product,
+    mark_shapes_dynamic,
+    storage_key,
+)
 
 FIX = f"torch has changed what ual_ray uses of it: do what is written at the top of {compat_torch.__file__}"
 
@@ -64,6 +73,37 @@ def test_operations_of_linear_layers_and_of_attention_on_a_cpu_are_counted() -> 
         nn.functional.scaled_dot_product_attention(query, query, query)
     assert linear == 2 * 4 * 8 * 16, FIX
     assert counter.get_total_flops() - linear == 2 * (2 * 2 * 64 * 64 * 16), FIX
+
+
+def test_results_of_products_and_of_attention_on_a_cpu_are_counted() -> None:
+    with fake_tensors(), ProductBytes() as products:
+        torch.relu(nn.Linear(8, 16)(torch.zeros(4, 8)))
+        linear = products.bytes
+        query = torch.zeros(1, 2, 64, 16, requires_grad=True)
+        nn.functional.scaled_dot_product_attention(query, query, query)
+    assert linear == 4 * 4 * 16, FIX
+    assert products.bytes - linear == 4 * (2 * 64 * 16 + 2 * 64), FIX  # with a log-sum-exp per head and token
+    named = [torch.ops.aten.mm.default, torch.ops.aten._grouped_mm.default, torch.ops.aten.relu.default]
+    assert [is_product(operation) for operation in named] == [True, True, False], FIX
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_experts_have_shapes_in_any_precision(dtype: torch.dtype) -> None:
+    with fake_tensors():
+        rows, weights = torch.ones(12, 8, dtype=dtype), torch.ones(4, 8, 16, dtype=dtype)
+        product = nn.functional.grouped_mm(rows, weights, offs=torch.zeros(4, dtype=torch.int32))
+    assert (product.shape, product.dtype) == ((12, 16), dtype), FIX
+
+
+def test_products_of_experts_are_counted() -> None:
+    """12 rows, of which each meets one of 4 experts, and the gradients of both."""
+    with flop_counter() as counter:
+        rows, weights = (torch.ones(shape, requires_grad=True) for shape in ((12, 8), (4, 8, 16)))
+        product = nn.functional.grouped_mm(rows, weights, offs=torch.tensor([3, 3, 9, 12], dtype=torch.int32))
+        forward = counter.get_total_flops()
+        product.square().sum().backward()
+    assert forward == 2 * 12 * 8 * 16, FIX
+    assert counter.get_total_flops() == 3 * forward, FIX
 
 
 def test_marked_tensors_share_a_graph_whatever_their_sizes() -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from ual_ray.config import TrainConfig
 from ual_ray.run.memory import peak_memory
 from ual_ray.run.metrics_log import MetricsLog, MetricsReader, read_metrics
+from ual_ray.train import metrics
 from ual_ray.train.metrics import Hardware, averages, hardware
 from ual_ray.train.model import SmoothedCausalLM
 
@@ -69,14 +70,28 @@ def test_operations_and_their_share_of_the_peak() -> None:
     assert "mfu" not in frozen.speed(100, 10, 2.0)
 
 
-@pytest.mark.parametrize(("family", "used"), [("llama", 1.0), ("mixtral", 2 / 4), ("qwen3_moe", 2 / 4)])
+EXPERTS = [("llama", 1.0), ("mixtral", 2 / 4), ("qwen3_moe", 2 / 4), ("ernie4_5_moe", 2 / 4), ("glm4_moe", 2 / 4)]
+
+
+@pytest.mark.parametrize(("family", "used"), EXPERTS)
 def test_only_the_experts_that_a_token_meets_count(family_folder: Any, family: str, used: float) -> None:
     model = AutoModelForCausalLM.from_pretrained(family_folder(family))
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    experts = sum(size for name, size in sizes.items() if "experts" in name)
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
     assert bool(experts) == (used < 1)
     found = hardware(SmoothedCausalLM(model), TrainConfig(), 1, torch.device("cpu"))
     assert found.parameters == found.trained == sum(sizes.values()) - experts * (1 - used)
+
+
+def test_where_the_experts_of_a_token_are_unknown_there_is_no_share_of_the_peak(
+    family_folder: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SmoothedCausalLM(AutoModelForCausalLM.from_pretrained(family_folder("qwen3_moe")))
+    known = TrainConfig(peak_tflops=1.0)
+    assert hardware(model, known, 1, torch.device("cpu")).peak_flops == 1e12
+    monkeypatch.setattr(metrics, "EXPERTS_PER_TOKEN", ())
+    assert hardware(model, known, 1, torch.device("cpu")).peak_flops is None
+    assert "how many experts a token meets" in caplog.text
 
 
 def test_memory_is_that_of_this_process() -> None:

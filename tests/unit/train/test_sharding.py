@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
+from transformers import AutoModelForCausalLM
 
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.train import sharding
+from ual_ray.train.compat_torch import flop_counter
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.weights import empty_model
 
@@ -37,6 +39,26 @@ def test_activations_are_checkpointed_where_the_model_can() -> None:
 
     with pytest.raises(UserError, match=r"train\.activation_checkpointing=false"):
         sharding.checkpoint_activations(Model())
+
+
+@pytest.mark.slow
+def test_what_is_recomputed_changes_no_gradient_and_is_no_product(any_family: str, family_folder: Any) -> None:
+    """In every family: with true, forward is computed twice but for what nothing needs; with selective, no product is."""
+    found = {}
+    for kind in (False, "selective", True):
+        causal_lm: Any = AutoModelForCausalLM.from_pretrained(family_folder(any_family), dtype=torch.float32)
+        if kind:
+            sharding.checkpoint_activations(causal_lm, kind)  # type: ignore[arg-type]
+        body = causal_lm.get_decoder().train()
+        torch.manual_seed(0)  # some drop activations
+        with flop_counter() as counter:
+            states = body(input_ids=torch.arange(4, 24).view(2, 10), use_cache=False).last_hidden_state
+            states.square().mean().backward()
+        found[kind] = counter.get_total_flops(), [tensor.grad for tensor in body.parameters() if tensor.grad is not None]
+    (plain, gradients), (selective, same), (full, others) = found.values()
+    assert gradients and plain == selective < full
+    for each in (same, others):
+        torch.testing.assert_close(each, gradients, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

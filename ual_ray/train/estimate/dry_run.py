@@ -93,7 +93,7 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None, validation: 
     rows = sample_rows(config, smoothed)
     plan = StepPlan(rows.lengths, rows.targets, train, config.seed, train.num_workers, rows.sources)
     tokens, targets = plan.tokens_per_step
-    longest = max(int(rows.lengths[list(sequence)].sum()) for sequence in plan.sequences)
+    longest = plan.longest_sequence
     sequences = min(train.global_batch_size, len(plan.epochs[0]))
     micro = micro_batch(train, sequences, longest)
     device = find_device(config, gpu)
@@ -209,7 +209,7 @@ class Model:
         # Forward, backward to the inputs, backward to the trained weights; and forward again with checkpointing, and of the
         # model before training where labels are smoothed towards it.
         again = train.prior == "base"
-        body = 2 + parameters.trainable / parameters.total + train.activation_checkpointing + again
+        body = 2 + parameters.trainable / parameters.total + (train.activation_checkpointing is True) + again
         head = 2 + parameters.trainable_head + again
         return self.forward_flops(train, micro, body * tokens, head * targets)
 
@@ -310,7 +310,9 @@ def _changes(train: TrainConfig) -> Iterator[dict[str, Any]]:
         yield {"dtype": "bfloat16"}
     if not train.reshard_after_forward:
         yield {"reshard_after_forward": True}
-    if not train.activation_checkpointing:
+    if not (train.activation_checkpointing or train.compile):
+        yield {"activation_checkpointing": "selective"}
+    if train.activation_checkpointing is not True:
         yield {"activation_checkpointing": True}
     if train.micro_batch_size > 1:
         yield {"micro_batch_size": 1, "global_batch_size": min(train.global_batch_size, train.num_workers)}

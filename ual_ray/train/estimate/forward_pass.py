@@ -9,12 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ual_ray.train.compat_torch import fake_tensors, flop_counter, storage_key
+from ual_ray.train.compat_torch import ProductBytes, fake_tensors, flop_counter, storage_key
 from ual_ray.train.sharding import DTYPES, find_layers
 
 OUTSIDE = -1
@@ -25,15 +25,20 @@ class ForwardPass:
     """Bytes that autograd keeps of a micro-batch until backward, without head and loss, and operations.
 
     `kept` is without, `kept_checkpointed` with activation checkpointing: what goes into the layers, and all of the largest
-    layer, computed again, which are `layer`. `largest` is the largest single tensor. `flops`: multiplications and additions of
-    forward.
+    layer, computed again, which are `layer`; `kept_selective` also has the results of the layers' products. `largest` is the
+    largest single tensor. `flops`: multiplications and additions of forward.
     """
 
     kept: int
     kept_checkpointed: int
+    kept_selective: int
     layer: int
     largest: int
     flops: float
+
+    def kept_with(self, activation_checkpointing: Literal[False, True, "selective"]) -> int:
+        """Return what is kept with this train.activation_checkpointing."""
+        return {"selective": self.kept_selective, True: self.kept_checkpointed, False: self.kept}[activation_checkpointing]
 
 
 def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, packed: bool) -> ForwardPass:
@@ -43,8 +48,8 @@ def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, pa
         # FSDP casts parameters, and leaves buffers as they are.
         state = {name: _fake(parameter, DTYPES[dtype]) for name, parameter in body.named_parameters()}
         state |= {name: _fake(buffer, buffer.dtype) for name, buffer in body.named_buffers()}
-        kept, flops = _Kept(state.values()), flop_counter()
-        alike = _Alike(kept, flops)
+        kept, flops, products = _Kept(state.values()), flop_counter(), ProductBytes()
+        alike = _Alike(kept, flops, products)
         for number, layer in enumerate(find_layers(body)):
             layer.forward = alike.wrapped(layer)
             stack.callback(delattr, layer, "forward")
@@ -52,6 +57,7 @@ def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, pa
             stack.enter_context(layer.register_forward_hook(kept.leave))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.save, lambda tensor: tensor))
         stack.enter_context(flops)
+        stack.enter_context(products)
         inputs = {
             "input_ids": torch.zeros(rows, length, dtype=torch.long),
             "position_ids": torch.arange(length).repeat(rows, 1),
@@ -61,7 +67,7 @@ def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, pa
     layers = [size for layer, size in kept.bytes.items() if layer != OUTSIDE]
     layer, given = max(layers, default=0), kept.bytes[OUTSIDE] + kept.layer_inputs
     operations = float(flops.get_total_flops() + alike.flops)
-    return ForwardPass(kept.bytes.total(), given + layer, layer, kept.largest, operations)
+    return ForwardPass(kept.bytes.total(), given + layer, given + layer + alike.products, layer, kept.largest, operations)
 
 
 class _Kept:
@@ -113,10 +119,11 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a layer's run kept and computed, its output, and whether that was kept."""
+    """What a layer's run kept and computed, the bytes of its products, its output, and whether that was kept."""
 
     bytes: int
     flops: int
+    products: int
     output: Tensor
     output_kept: bool
 
@@ -124,9 +131,9 @@ class _Run:
 class _Alike:
     """Lets two layers of each kind run: the first also keeps what all of them share. The others count like the second."""
 
-    def __init__(self, kept: _Kept, flops: Any) -> None:
-        self.flops = 0
-        self._kept, self._counter = kept, flops
+    def __init__(self, kept: _Kept, flops: Any, products: ProductBytes) -> None:
+        self.flops = self.products = 0
+        self._kept, self._counter, self._of_products = kept, flops, products
         self._runs: defaultdict[Any, list[_Run]] = defaultdict(list)
 
     def wrapped(self, layer: nn.Module) -> Callable[..., Any]:
@@ -138,17 +145,20 @@ class _Alike:
             runs = self._runs[(kind, *given)]
             if len(runs) == 2:
                 return self._repeat(runs[-1])
-            bytes_before, flops_before = self._kept.running, self._counter.get_total_flops()
+            bytes_before, flops_before, before = self._kept.running, self._counter.get_total_flops(), self._of_products.bytes
             output = forward(*arguments, **keywords)
+            products = self._of_products.bytes - before
+            self.products += products
             if isinstance(output, Tensor):
                 costs = self._kept.running - bytes_before, self._counter.get_total_flops() - flops_before
-                runs.append(_Run(*costs, output, self._kept.holds(output)))
+                runs.append(_Run(*costs, products, output, self._kept.holds(output)))
             return output
 
         return run
 
     def _repeat(self, run: _Run) -> Tensor:
         self.flops += run.flops
+        self.products += run.products
         output = torch.empty_like(run.output, requires_grad=run.output.requires_grad).clone()
         self._kept.count(run.bytes, [output] if run.output_kept else [])
         return output

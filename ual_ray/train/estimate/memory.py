@@ -139,7 +139,7 @@ def estimate(
     elif passes > 1:
         # Reduced once per step: between its micro-batches each rank keeps all gradients unsharded.
         unreduced = FLOAT32 * parameters.trainable
-    kept = forward.kept_checkpointed if config.activation_checkpointing else forward.kept
+    kept = forward.kept_with(config.activation_checkpointing)
     parts = {
         **state,
         "frozen copy": before.shard_bytes if before and not (on_gpu and config.cpu_offload) else 0,

@@ -75,7 +75,7 @@ def main(folder: str, settings: dict[str, Any]) -> None:
     with counter:
         causal_lm = empty_trained_model(folder, train.lora, train.dtype)
         if train.activation_checkpointing:
-            checkpoint_activations(causal_lm)
+            checkpoint_activations(causal_lm, train.activation_checkpointing)
         mesh = make_mesh(train, CPU)
         copy = frozen_copy(folder, train, mesh, CPU) if train.holds_copy else None
         model = SmoothedCausalLM(causal_lm, towards_base=train.prior == "base", copy=copy).train()

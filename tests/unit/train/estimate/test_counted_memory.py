@@ -21,6 +21,7 @@ BATCH = {"max_length": 512, "micro_batch_size": 2, "global_batch_size": 16}
 
 CASES: dict[str, dict[str, Any]] = {
     "kept": {"activation_checkpointing": False},
+    "selective, two micro-batches": {"activation_checkpointing": "selective", "global_batch_size": 32},
     "checkpointed, two micro-batches": {"global_batch_size": 32},
     "held, two micro-batches": {"global_batch_size": 32, "reshard_after_forward": False},
     "with a frozen copy, two micro-batches": {"global_batch_size": 32, "prior": "base"},

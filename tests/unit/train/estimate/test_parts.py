@@ -89,10 +89,24 @@ def test_operations_are_those_of_the_products(model: str) -> None:
     assert found.flops == pytest.approx(products + attention, rel=0.02)
 
 
+def test_a_token_meets_only_its_experts(family_folder: Any) -> None:
+    """Two layers of width 32: four heads of 8, keys and values of two; a router of 4 experts, 2 of them met, of width 16."""
+    rows, length = 2, 64
+    found = forward_pass(empty_model(str(family_folder("qwen3_moe"))), "float32", rows, length, packed=False)
+    products = 2 * rows * length * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 4 * 32 + 2 * 3 * 32 * 16)
+    assert found.flops == pytest.approx(products + 2 * 2 * 2 * rows * length * length * 32, rel=0.02)
+
+
 def test_checkpointing_keeps_the_layers_inputs_and_one_layer(model: str) -> None:
     found = forward_pass(empty_model(model), "float32", 4, 128, packed=False)
     inputs = LAYERS * 4 * 128 * WIDTH * 4
     assert inputs < found.kept_checkpointed < found.kept / 2 + inputs
+    # Of queries, keys, values, attention with a log-sum-exp of each of four heads, its projection, gate, up and down.
+    products = LAYERS * 4 * 128 * (6 * WIDTH + 4 + 2 * INNER) * 4
+    assert found.kept_selective - found.kept_checkpointed == products
+    assert [found.kept_with(kind) for kind in (False, True, "selective")] == [
+        *(found.kept, found.kept_checkpointed, found.kept_selective),
+    ]
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
