@@ -167,8 +167,10 @@ class Config(Section):
         if not self.engine.remote:
             return self
         if impossible := sorted(name for name in self.elicit.estimators if ESTIMATORS[name].needs_likelihood):
+            left = [name for name in self.elicit.estimators if name not in impossible] or ["verbalized_error", "p_true"]
             raise ValueError(
-                f"elicit.estimators {impossible}: a server does not give the likelihood of a text; use engine.kind=vllm"
+                f"elicit.estimators {impossible}: a server does not give the likelihood of a text; set "
+                f"elicit.estimators=[{','.join(left)}], also where it only judges, or use engine.kind=vllm"
             )
         if self.elicit.mode == "logprobs" and (self.elicit.scale == "0-100" or not self.engine.endpoint.logprobs):
             raise ValueError(

@@ -153,6 +153,8 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
         (["elicit.nli_model=n"], "nli_model is used by grouping 'nli' alone"),
         (["elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
         (["engine.kind=openai"], "elicit.estimators ['nll']: a server does not give the likelihood of a text"),
+        (["engine.kind=openai"], "set elicit.estimators=[verbalized_error,p_true], also where it only judges, or use engine"),
+        (["engine.kind=openai", "elicit.estimators=[nll]", "elicit.uncertainty=nll"], "=[verbalized_error,p_true], also"),
         (
             ["engine.kind=openai", "elicit.estimators=[nll_sum,verbalized_error,nll]"],
             "elicit.estimators ['nll', 'nll_sum']: a server does not give the likelihood of a text",
