@@ -14,8 +14,8 @@ from ual_ray.config import BASE, REFERENCE_ANSWERS, Config
 from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.elicit.step import elicit_step
 from ual_ray.evaluate.step import evaluate_step, harness_step, questions_step
-from ual_ray.judge.pairs import AnswerSet
-from ual_ray.judge.stage import read_answers
+from ual_ray.judge.pairs import AnswerSet, make_pairs
+from ual_ray.judge.stage import open_ended_benchmarks, read_answers
 from ual_ray.judge.step import judge_step
 from ual_ray.report.findings import REPORT_FOLDER, Findings, judged_key
 from ual_ray.report.gather import StageFolders
@@ -211,6 +211,7 @@ def evaluate_alone(session: Session, name: str, rows: Path | None, out: Path, *,
 
 
 def judge_alone(session: Session, candidate: Path | None, reference: Path | None, out: Path, *, retry: bool = False) -> None:
-    """Compare two sets of answers; None = those that the questions came with."""
+    """Compare two sets of answers; None = those that the questions came with. Raises UserError where nothing can be paired."""
     sides = [AnswerSet(None) if path is None else read_answers(path, None, out / "answers") for path in (candidate, reference)]
+    make_pairs(sides[0], sides[1], session.config.seed, open_ended_benchmarks(session.config))  # before Ray and the judge start
     judge_step(session, sides[0], sides[1], Place(out / "judge"), retry=retry)

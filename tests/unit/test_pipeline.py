@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from ual_ray import pipeline
 from ual_ray.config.load import load
+from ual_ray.errors import UserError
 from ual_ray.report.gather import StageFolders
 from ual_ray.run.step import Session
 
@@ -94,3 +96,16 @@ def test_models_are_calibrated_side_by_side_on_gpus_and_the_results_keep_their_o
     homes = [tmp_path / "base", tmp_path / "arms" / "sft", tmp_path / "arms" / "ual"]
     assert [*found.items()] == [(name, home / "calibrate") for name, home in zip(names, homes, strict=True)]
     assert max(seen) == most
+
+
+@pytest.mark.parametrize("reference", ["other.json", None])
+def test_answers_that_cannot_be_paired_are_refused_before_ray_starts(
+    tmp_path: Path, reference: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "_connect", lambda _: pytest.fail("Ray starts"))
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"instruction": f"The question of {name}?", "output": "42"}]))
+    session = Session(load(None, ["judge.model=demo"]), Console(quiet=True), None)
+    other = None if reference is None else tmp_path / reference
+    with pytest.raises(UserError, match="can be compared with(?s:.*)kind open_ended(?s:.*)output_reference"):
+        pipeline.judge_alone(session, tmp_path / "one.json", other, tmp_path / "judged")

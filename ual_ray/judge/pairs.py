@@ -119,7 +119,10 @@ def make_pairs(
     if not both:
         value = f"{len(asked)} open-ended answers of {candidate_name}, none with a counterpart"
         expected = "results on the same questions, or questions with a reference answer"
-        raise UserError(f"no question of {candidate_name} can be compared with {reference_name}", got=value, expected=expected)
+        fix = "evaluate both models on one benchmark of kind open_ended; its reference answers are those of a column output, "
+        fix += "output_reference or reference of its file"
+        what = f"no question of {candidate_name} can be compared with {reference_name}"
+        raise UserError(what, got=value, expected=expected, fix=fix)
     return sorted(pairs, key=lambda pair: pair[col.ID])
 
 
