@@ -23,6 +23,7 @@ from ual_ray.report.findings import Findings
 from ual_ray.report.gather import find_elicitation
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.promote import check_compared, describe, read_findings, trained_folder
+from ual_ray.run.output import recorded_config
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.primary import CHOSEN_AFTER
 
@@ -74,9 +75,14 @@ def gather(run: Path, repository: str, arm: str, *, data: bool = True) -> list[U
     folder = trained / col.MODEL_FOLDER
     if not (folder / CARD).is_file():
         raise UserError("the model has no card", got=folder / CARD, fix="train it again with `ual run`")
-    card = (folder / CARD).read_text(encoding="utf-8")
+    card = _without_place((folder / CARD).read_text(encoding="utf-8"), recorded_config(run).get("model"))
     files = _files(folder, folder.rglob("*"), "") | {CARD: _text(f"{card.rstrip()}\n\n## Verdicts\n\n{_listed(verdicts)}")}
     return [Upload(repository, "model", files), *([_data_set(run, findings, repository + SCORED)] if data else [])]
+
+
+def _without_place(card: str, model: str | None) -> str:
+    """Name a base model that is a directory by its name alone: where it is on this machine is nobody else's business."""
+    return card.replace(model, Path(model).name) if model and Path(model).is_absolute() else card
 
 
 def check_name(repository: str) -> None:

@@ -267,3 +267,12 @@ def test_the_folder_of_an_experiment_names_those_of_its_scenarios(run: Path, cap
     run.rename(run_there)
     assert push(home) == 2
     assert f"a scenario's folder of `ual experiment`, {run_there}" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(("model", "shown"), [("/home/me/models/base", "base"), ("me/base", "me/base"), ("demo", "demo")])
+def test_the_card_does_not_tell_where_a_base_model_is_on_this_machine(run: Path, hub: Hub, model: str, shown: str) -> None:
+    (run / "config.yaml").write_text(f"model: {model}\n")
+    (run / "arms/ual/train/k/model/README.md").write_text(f"# {model}, fine-tuned\n\n| base | {model} |\n")
+    assert push(run) == 0
+    card = hub.repositories[MODEL].files["README.md"].decode()
+    assert card.startswith(f"# {shown}, fine-tuned\n\n| base | {shown} |\n")
