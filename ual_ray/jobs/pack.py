@@ -6,9 +6,10 @@ and adapters must be on storage that every node of the cluster can access, and s
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ual_ray.columns import digest
 from ual_ray.config import DEMO, Config, DataConfig
@@ -56,9 +57,12 @@ def pack(config: Config, folder: Path) -> Packed:
             fix="output=/shared/runs/...",
         )
     _check_paths(config)
-    if redact(config) != config:
+    if secrets := [*_secrets(config.model_dump(mode="json"), redact(config).model_dump(mode="json"))]:
         raise UserError(
-            "the configuration contains a secret, which the job server would show", fix="set it in the cluster's environment"
+            "the configuration contains a secret, which the job server would show",
+            got=", ".join(secrets),
+            expected="a configuration without passwords, tokens and keys",
+            fix="leave it out, and set its environment variable on the cluster, or here with --env NAME",
         )
     files = _files(config)
     _check_sizes(files)
@@ -67,6 +71,15 @@ def pack(config: Config, folder: Path) -> Packed:
     contents = {key: file_digest(folder / name) for key, name in uploads.items()}
     (folder / CONFIG_FILE).write_text(dump(sent), encoding="utf-8")
     return Packed(sent, uploads, digest({"config": sent.model_dump(mode="json"), "files": contents}))
+
+
+def _secrets(plain: Mapping[str, Any], masked: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose values are masked, with what is shown of them."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from _secrets(value, masked[name], f"{prefix}{name}.")
+        elif value != masked[name]:
+            yield f"{prefix}{name}={masked[name]}"
 
 
 def _check_sizes(files: Mapping[str, Path]) -> None:

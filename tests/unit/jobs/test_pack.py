@@ -139,8 +139,8 @@ def test_the_digest_follows_configuration_and_contents(here: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("says", "override"),
     [
-        ("secret", "engine.arguments={hf_token: abc}"),
-        ("secret", "tracking.uri='http://me:pw@host'"),
+        (r"secret.*got: engine\.arguments\.hf_token=\*\*\*\n", "engine.arguments={hf_token: abc}"),
+        (r"secret.*got: tracking\.uri=http://\*\*\*@host\n.*--env", "tracking.uri='http://me:pw@host'"),
         *[("path of this machine", f"{key}=mine") for key in ("model", "elicit.adapter", "elicit.embedding_model")],
         ("path of this machine", "train.storage=mine"),
         ("path of this machine", "model=runs/mine/model"),
