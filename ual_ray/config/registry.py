@@ -118,12 +118,15 @@ class Registry(Mapping[str, Any]):
         return self.targets[name].partition(".")[0] == OWN
 
     @contextmanager
-    def calling(self, name: str) -> Iterator[None]:
-        """Within it, raise UserError for an error of an object of another package, with the line that raised it."""
+    def calling(self, name: str, *meant: type[Exception]) -> Iterator[None]:
+        """Within it, raise UserError for an error of an object of another package, with the line that raised it.
+
+        meant: errors by which such an object tells something.
+        """
         try:
             yield
         except Exception as error:  # it is anyone's code
-            if isinstance(error, UserError) or self.is_own(name):
+            if isinstance(error, (UserError, *meant)) or self.is_own(name):
                 raise
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(

@@ -36,7 +36,7 @@ from ual_ray.data.column_names import (
 )
 from ual_ray.data.files import SAVE_AS_UTF_8
 from ual_ray.data.records import CONTEXT, NOT_UTF_8, BadRow, Record, check_plain, check_unicode, is_blank, is_missing, text_of
-from ual_ray.data.turns import add_common, unused_keys, with_one_thought, with_reference, without_thoughts
+from ual_ray.data.turns import ROLE_NAMES, add_common, checked, unused_keys, with_one_thought, with_reference, without_thoughts
 from ual_ray.errors import UserError
 
 __all__ = ["BadRow", "Format", "Record", "convert", "pair", "recognise", "text_of"]
@@ -330,13 +330,37 @@ def convert(
                 check_unicode(name, str(renamed.get(name)))
             if strict and (column := unread(renamed, known, form.parts) or _marked_bad(renamed, known)):
                 raise BadRow(f"a column that is not read: {column} (data.format={format_name} leaves it out)")
-            messages = add_common(renamed, form.convert(renamed), common_of(columns) - form.reads)
+            messages = add_common(renamed, converted(renamed, format_name), common_of(columns) - form.reads)
             if strict:
                 _check_said(renamed, messages, form, format_name)
             messages = without_thoughts(messages) if thinking == "drop" else with_one_thought(messages)
             yield renamed, messages if reference is None else with_reference(messages, renamed, reference)
         except BadRow as reason:
             yield renamed, reason
+
+
+def converted(record: Record, format_name: str) -> col.Messages:
+    """Return the messages that a format makes of a record. Raises BadRow for a record that it cannot use.
+
+    Raises UserError where the converter of another package fails or makes something else than messages.
+    """
+    form = _form(format_name)
+    if format_name == DEMO or FORMATS.is_own(format_name):
+        return form.convert(record)
+    with FORMATS.calling(format_name, BadRow):
+        found: Any = form.convert(record)
+    if not (isinstance(found, list) and found and all(map(_is_message, found))):
+        raise UserError(
+            f"the format '{format_name}' makes no messages of a record",
+            got=f"{found!r:.200}",
+            expected=f'[{{"role": ROLE, "content": TEXT}}, ...], ROLE one of {", ".join(ROLE_NAMES)}; or BadRow with a reason',
+            fix=f"correct {FORMATS.where(format_name)}",
+        )
+    return checked(found)
+
+
+def _is_message(given: Any) -> bool:
+    return isinstance(given, Mapping) and given.get("role") in ROLE_NAMES and isinstance(given.get("content"), str)
 
 
 def _check_said(record: Record, messages: col.Messages, form: Format, format_name: str) -> None:

@@ -32,6 +32,8 @@ ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "ai", "function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("observation", "tool_response", "tool_result", "function_response", "ipython"), "tool"),
 }
+# As rows have them.
+ROLE_NAMES = tuple(dict.fromkeys(ROLES.values()))
 # The keys of a turn: OpenAI's and ShareGPT's, which are mixed in practice.
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 # Roles of turns whose content is a tool call, as JSON.
