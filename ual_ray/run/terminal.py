@@ -205,5 +205,6 @@ def absolute(path: Path) -> Path:
 
 
 def short(path: Path) -> Path:
-    """Return a path relative to the working directory if it is inside it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    """Return a path relative to the working directory if it is inside it; whole in the root folder, where jobs run."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) and here != here.parent else path

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from ual_ray.errors import UserError
-from ual_ray.run.terminal import terminal
+from ual_ray.run.terminal import short, terminal
 
 
 def wrapped(error: Exception) -> Exception:
@@ -70,3 +70,17 @@ def test_other_errors_are_printed_with_the_end_of_the_log(tmp_path: Path, capfd:
     with pytest.raises(SystemExit), terminal(tmp_path / "ual.log", verbose=False):
         raise wrapped(OSError(errno.EACCES, os.strerror(errno.EACCES)))
     assert "failed: RuntimeError: a task failed" in capfd.readouterr().err
+
+
+def test_paths_are_short_where_they_are_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [short(path) for path in (tmp_path / "out" / "ual.log", tmp_path.parent)] == [
+        Path("out/ual.log"),
+        tmp_path.parent,
+    ]
+
+
+def test_paths_of_a_job_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job runs in the root folder, and who reads its log is in another one."""
+    monkeypatch.chdir("/")
+    assert short(tmp_path / "ual.log") == tmp_path / "ual.log"
