@@ -48,6 +48,8 @@ OTHERWISE = "correct what it names, and run the command again with --retry-faile
 TRIAL_ROWS = 2
 # What to set, by a word of the server's refusal.
 ADVICE = {
+    **dict.fromkeys(("quota", "billing"), "raise the quota at the server, or wait until it allows requests again"),
+    "rate limit": "wait, and set engine.endpoint.requests_per_minute or tokens_per_minute to what the server allows",
     **dict.fromkeys(("logprobs", "log-probabilities"), "set engine.endpoint.logprobs=false elicit.mode=sampled"),
     "max_completion_tokens": "set engine.endpoint.max_tokens_field=max_completion_tokens",
     "temperature": "set engine.endpoint.temperature=null",

@@ -98,9 +98,13 @@ def assign_alpha(
     values = np.asarray(uncertainty, dtype=np.float64)
     if values.ndim != 1:
         raise UserError("uncertainty must be one-dimensional", got=f"shape {values.shape}")
-    known = values[~np.isnan(values)]
-    if ((known < 0) | (known > 1)).any():
-        raise UserError("uncertainty is outside [0, 1]", got=known.tolist()[:5], expected="[0, 1], NaN = missing")
+    if len(bad := values[(values < 0) | (values > 1)]):
+        raise UserError(
+            "uncertainty is outside [0, 1]",
+            got=f"{float(bad[0])} in {len(bad)} of {plural(len(values), 'row')}",
+            expected="[0, 1], NaN = missing",
+            fix="scale the column uncertainty to [0, 1], higher = more uncertain",
+        )
     rows = Rows.of(values, lengths, sources, seed, weights)
     counted, alpha = rows.mass > 0, np.full_like(values, np.nan)
     alpha[counted] = _assign(rows.where(counted), spec)

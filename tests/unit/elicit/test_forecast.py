@@ -85,6 +85,8 @@ def test_a_trial_names_what_has_no_score(monkeypatch: pytest.MonkeyPatch) -> Non
     ("'logprobs' is not supported", "engine.endpoint.logprobs=false elicit.mode=sampled"),
     ("malformed reply, no log-probabilities", "engine.endpoint.logprobs=false elicit.mode=sampled"),
     ("'temperature' is odd", "engine.endpoint.temperature=null"), ("give a frobnicator", "engine.endpoint.extra_body"),
+    ("You exceeded your current quota", "raise the quota"),
+    ("rate limit 429: slow down", "engine.endpoint.requests_per_minute"),
     ("Logprobs is not enabled for this model", "engine.endpoint.logprobs=false elicit.mode=sampled"),
     ("parameter.enable_thinking must be set to false", "engine.endpoint.extra_body={enable_thinking: false}"),
     ("only support stream mode, please enable the stream parameter", "another model or server: replies in streams"),

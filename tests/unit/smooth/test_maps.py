@@ -299,6 +299,8 @@ def test_per_source_constant_by_hand() -> None:
 def test_values_outside_the_range_are_shown(bad: float, name: str) -> None:
     with pytest.raises(UserError, match=rf"(?s)outside \[0, 1\].*{bad}"):
         assign([0.5, NAN, bad], map=name)
+    with pytest.raises(UserError, match=rf"got: {bad} in 2 of 9 rows\n"):
+        assign([0.5] * 6 + [NAN, bad, bad], map=name)
 
 
 def test_a_matrix_is_refused() -> None:
