@@ -3,15 +3,20 @@
 Pure glue: it runs inside an actor, and inside a unit test as it is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading
 from ual_ray.engines import Engine, run_once
 from ual_ray.engines.requests import CompletionResult, Failure, Request, Result, is_cut
-from ual_ray.stats.metrics import CUT
+from ual_ray.stats.metrics import CUT, METRICS
+
+# Of a share that is a sum of probabilities.
+ROUNDING = 1e-6
 
 Row = dict[str, Any]
 
@@ -40,6 +45,8 @@ class AnswerRows:
     def _columns(self, benchmark: Benchmark, question: Question, results: Sequence[Result]) -> Row:
         failures = sorted({result.reason for result in results if isinstance(result, Failure)})
         reading = Reading() if failures else benchmark.read(question, results)
+        if problem := _unusable(reading):
+            failures, reading = [problem], Reading()
         scores = {name: value for name, value in reading.scores.items() if value is not None}
         assert scores.keys() <= set(benchmark.metrics), f"{benchmark.kind} does not declare {scores.keys()}"
         if not failures and (cut := _cut(results)) is not None:
@@ -59,6 +66,17 @@ class AnswerRows:
             col.PROMPT_TOKENS: sum(result.prompt_tokens for result in results),
             col.GENERATED_TOKENS: sum(result.generated_tokens for result in results),
         }
+
+
+def _unusable(reading: Reading) -> str | None:
+    """Name a number that no mean may have in it: one that is not finite, or a share, as the confidence is, outside [0, 1]."""
+    shares = {"confidence", *(name for name in reading.scores if name in METRICS and METRICS[name].unit == "share")}
+    for name, value in {**reading.scores, "confidence": reading.confidence, "nll_sum": reading.nll_sum}.items():
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            return f"benchmark: {name} is {value!r:.50}, not a finite number"
+        if value is not None and name in shares and not -ROUNDING <= value <= 1 + ROUNDING:
+            return f"benchmark: {name} is {value:g}, which is not in [0, 1]"
+    return None
 
 
 def _cut(results: Sequence[Result]) -> bool | None:

@@ -11,7 +11,7 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.benchmarks import make_benchmarks
-from ual_ray.benchmarks.benchmark import Question
+from ual_ray.benchmarks.benchmark import Question, Reading
 from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig, EngineConfig
 from ual_ray.config.registry import BENCHMARKS as KINDS
@@ -118,6 +118,33 @@ def test_a_failed_request_is_quarantined_with_its_reason_and_never_wrong(reason:
         assert (failed["status"], failed["error"]) == ("quarantined", reason)
         assert (failed["prediction"], failed["scores"], failed["confidence"], failed["nll_sum"]) == (None, [], None, None)
     assert len(engine.batches) == 1, "nothing follows a failure"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"scores": {"exact_match_strict": float("nan")}}, "exact_match_strict is nan, not a finite number"),
+        ({"scores": {"exact_match_strict": "yes"}}, "exact_match_strict is 'yes', not a finite number"),
+        ({"scores": {"exact_match_strict": 7.0}}, "exact_match_strict is 7, which is not in [0, 1]"),
+        ({"scores": {"exact_match_strict": -0.5}}, "exact_match_strict is -0.5, which is not in [0, 1]"),
+        ({"confidence": 1.5}, "confidence is 1.5, which is not in [0, 1]"),
+        ({"nll_sum": float("inf")}, "nll_sum is inf, not a finite number"),
+    ],
+)
+def test_a_number_that_no_mean_may_have_in_it_is_quarantined(
+    values: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BENCHMARKS["gsm"], "read", lambda *_: Reading("7", **values))
+    (found,) = table(TASK([row("gsm", "3 + 4?", answer="7")], Scripted()))
+    assert (found["status"], found["error"]) == ("quarantined", f"benchmark: {problem}")
+    assert (found["prediction"], found["scores"], found["confidence"], found["nll_sum"]) == (None, [], None, None)
+
+
+def test_numbers_at_their_bounds_and_other_metrics_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"exact_match_strict": 1, "exact_match_flexible": None}
+    monkeypatch.setattr(BENCHMARKS["gsm"], "read", lambda *_: Reading(scores=scores, confidence=1 + 1e-9, nll_sum=70.0))
+    (found,) = table(TASK([row("gsm", "3 + 4?", answer="7")], Scripted()))
+    assert (found["status"], dict(found["scores"])["exact_match_strict"], found["nll_sum"]) == ("ok", 1.0, 70.0)
 
 
 def test_the_same_question_is_sent_once() -> None:
