@@ -6,8 +6,10 @@ They are in the folder that Python's `tempfile` chooses, by TMPDIR, and take abo
 import hashlib
 import io
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +30,8 @@ PREFIX = "ual_ray-rows-"
 SAMPLED = 500
 # Of texts that take more bytes together, Arrow counts these in 64 bits.
 LONGEST_TEXTS = 2**31 - 1
+# Of the values that an error names.
+MOST_SHOWN = 5
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -102,6 +106,20 @@ def check_ids(
             f"{path}: the column {col.ID} repeats or has no value",
             got=f"{distinct} different ids in {plural(count, rows)}",
             fix=f"give every row an id of its own: {read} by it",
+        )
+
+
+def check_splits(path: Path, parts: Iterable[pa.Array]) -> None:
+    """Raise UserError where a row is in no split that a stage reads, which would leave it out. parts: of the rows' splits."""
+    counts = Counter[Any]()
+    for part in parts:
+        counts.update({pair["values"]: pair["counts"] for pair in part.value_counts().to_pylist()})
+    if other := {split: count for split, count in counts.items() if split not in col.SPLITS}:
+        raise UserError(
+            f"{path}: the column {col.SPLIT} has rows that no stage reads",
+            got=", ".join(f"{plural(count, 'row')} of {split!r}" for split, count in islice(other.items(), MOST_SHOWN)),
+            expected=", ".join(col.SPLITS),
+            fix="correct these rows or leave them out",
         )
 
 

@@ -21,7 +21,7 @@ from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.parquet import RowFiles, content_digest, mapped, schema_of, writing
 from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
-from ual_ray.sorting import check_ids
+from ual_ray.sorting import check_ids, check_splits
 from ual_ray.stats.score_quality import FOLLOWS, spearman
 
 SEQUENCES = "sequences"
@@ -52,6 +52,7 @@ def smooth(
     """
     uncertainty_column = check_columns(scored, spec)
     files = RowFiles(scored)
+    check_splits(scored, (batch[col.SPLIT] for batch in files.to_batches(columns=[col.SPLIT])))
     # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
     reads = [name for name in columns_read(spec) if name in files.schema.names]
     table = files.to_table(reads, pa.compute.field(col.SPLIT) == col.TRAIN)

@@ -11,7 +11,7 @@ from ual_ray import columns as col
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.parquet import RowFiles, schema_of
-from ual_ray.sorting import by_id, check_ids
+from ual_ray.sorting import by_id, check_ids, check_splits
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -34,8 +34,10 @@ def check_columns(path: Path, needed: Sequence[str]) -> list[str]:
 
 
 def check_own_ids(path: Path, split: str) -> None:
-    """Raise UserError unless every row of a split, training or validation, has an id of its own."""
-    mine = RowFiles(path).to_batches(columns=[col.ID], filter=pyarrow.dataset.field(col.SPLIT) == split)
+    """Raise UserError unless every row is in a split, and every one of this split, training or validation, has its own id."""
+    files = RowFiles(path)
+    check_splits(path, (batch[col.SPLIT] for batch in files.to_batches(columns=[col.SPLIT])))
+    mine = files.to_batches(columns=[col.ID], filter=pyarrow.dataset.field(col.SPLIT) == split)
     parts = (part[col.ID] for part in by_id(mine))
     check_ids(path, parts, *([] if split == col.TRAIN else [f"{split} row", "those that are measured are chosen"]))
 

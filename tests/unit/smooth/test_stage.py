@@ -211,6 +211,17 @@ def test_ids_that_repeat_are_refused(ids: list[str | None], tmp_path: Path) -> N
     assert not (tmp_path / "out" / col.SMOOTHED_FILE).exists()
 
 
+@pytest.mark.parametrize(("split", "got"), [(None, "2 rows of None"), ("Train", "2 rows of 'Train'"), ("", "2 rows of ''")])
+def test_rows_of_a_split_that_no_stage_reads_are_refused(split: str | None, got: str, tmp_path: Path) -> None:
+    """They were left out and not counted."""
+    splits = ["train", split, "validation", split]
+    rows = [{"id": str(at), "split": name, "uncertainty": 0.1} for at, name in enumerate(splits)]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "scored.parquet")
+    with pytest.raises(UserError, match=f"(?s)no stage reads.*got: {got}.*expected: train, validation, test"):
+        smooth(tmp_path / "scored.parquet", ArmConfig(), 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_arm_may_read_another_uncertainty_and_weight_its_rows(tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6})
     for file in source.glob("*.parquet"):

@@ -208,6 +208,14 @@ def test_alphas_and_weights_at_their_bounds_are_trained_with(tmp_path: Path) -> 
         check_values(numbers(tmp_path, pa.string(), **{col.ALPHA: ["0.1", "0.2", None]}))
 
 
+@pytest.mark.parametrize("split", [col.TRAIN, col.VALIDATION])
+def test_rows_of_a_split_that_is_not_read_are_refused(split: str, tmp_path: Path) -> None:
+    table = pa.table({col.ID: ["a", "b", "c", "d"], col.SPLIT: [col.TRAIN, None, "dev", col.TEST]})
+    write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="(?s)no stage reads.*got: 1 row of None, 1 row of 'dev'"):
+        check_own_ids(tmp_path / "rows.parquet", split)
+
+
 @pytest.mark.parametrize(("ids", "distinct"), [(["a", None, "c"], 2), (["a", "b", "a"], 2), ([None, None, None], 0)])
 def test_rows_without_an_id_of_their_own_are_refused(ids: list[str | None], distinct: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"(?s)id repeats or has no value.*{distinct} different ids in 3 validation rows"):
