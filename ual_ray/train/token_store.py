@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +85,11 @@ class TokenStore:
             rows, places = rows[~np.isnan(found)], found[~np.isnan(found)].astype(np.int64)
         lengths = pa.compute.list_value_length(table[col.INPUT_IDS]).to_numpy().astype(np.int32)
         if most_tokens is not None and lengths[rows].sum() > most_tokens:
-            kept = random_subset(_Ids(table[col.ID], rows), lengths[rows], most_tokens)
+            kept = random_subset(_Ids(_Cells(table), rows), lengths[rows], most_tokens)
             rows, places = rows[kept], places[kept]
         self._rows, values = rows, table if arm is None else arm
-        self.ids: Sequence[str] = _Ids(table[col.ID], rows)
+        self._cells = _Cells(table)
+        self.ids: Sequence[str] = _Ids(self._cells, rows)
         self.lengths = lengths[rows]
         self.target_tokens = table[col.TARGET_TOKENS].to_numpy().astype(np.int32)[rows]
         self.sources: pa.Array | None = None
@@ -133,7 +136,7 @@ class TokenStore:
     def __getitem__(self, row: int) -> Sample:
         """Read one row. The arrays are views of the mapped file: do not write to them."""
         at = int(self._rows[row])
-        input_ids, labels = (self._table[name][at].values.to_numpy() for name in (col.INPUT_IDS, col.LABELS))
+        input_ids, labels = (self._cells.at(name, at).values.to_numpy() for name in (col.INPUT_IDS, col.LABELS))
         alpha, weight = float(self._alpha[row]), float(self._weight[row])
         return Sample(self.ids[row], input_ids, labels, alpha, int(self._bins[row]), weight)
 
@@ -185,11 +188,24 @@ def _numbers(table: pa.Table, name: str, places: np.ndarray) -> np.ndarray:
     return np.asarray(table[name].to_numpy(), dtype=np.float64)[places]
 
 
-class _Ids(Sequence[str]):
-    """A column of texts in the order of `rows`, converted to Python strings on access."""
+class _Cells:
+    """The cells of a table. Arrow looks for a row in every chunk before its own, of which ten million rows have thousands."""
 
-    def __init__(self, column: pa.ChunkedArray, rows: np.ndarray) -> None:
-        self._column, self._rows = column, rows
+    def __init__(self, table: pa.Table) -> None:
+        self._batches = table.to_batches()
+        self._starts = [0, *accumulate(map(len, self._batches))]
+
+    def at(self, name: str, row: int) -> Any:
+        """Return the value of a column in a row, as Arrow holds it."""
+        number = bisect_right(self._starts, row) - 1
+        return self._batches[number].column(name)[row - self._starts[number]]
+
+
+class _Ids(Sequence[str]):
+    """The ids in the order of `rows`, converted to Python strings on access."""
+
+    def __init__(self, cells: _Cells, rows: np.ndarray) -> None:
+        self._cells, self._rows = cells, rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -197,7 +213,7 @@ class _Ids(Sequence[str]):
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
-        return self._column[int(self._rows[row])].as_py()
+        return self._cells.at(col.ID, int(self._rows[row])).as_py()
 
 
 def random_subset(ids: Sequence[str], lengths: np.ndarray, most_tokens: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from ual_ray.train.metrics import SKIPPED
 from ual_ray.train.stage import count_shared, count_skipped
 from ual_ray.train.token_store import NO_BIN, TokenStore, assign_bins, quantile_edges
 
+INTS = pa.list_(pa.int32())
+
 WriteStore = Callable[..., Path]
 
 
@@ -65,6 +67,17 @@ def test_rows_come_by_id_whatever_file_they_lie_in(write_store: WriteStore) -> N
     assert sample.labels.tolist() == [-100, 1, 2] and sample.labels.dtype == np.int32
     assert [sample.id for sample in store][1:3] == store.ids[1:3] == ["b", "c"]
     assert len(store) == 4 and store[-1].id == "d"
+
+
+@given(st.lists(st.lists(st.integers(1, 4), max_size=4), min_size=1, max_size=6))
+def test_cells_are_found_in_whatever_chunk_they_lie(lengths: list[list[int]]) -> None:
+    rows = [[(str(number), [number] * length) for number, length in enumerate(chunk)] for chunk in lengths]
+    table = pa.concat_tables(
+        pa.table({"id": pa.array([name for name, _ in chunk], pa.string()), "ids": pa.array([ids for _, ids in chunk], INTS)})
+        for chunk in rows
+    )
+    cells, flat = token_store._Cells(table), [row for chunk in rows for row in chunk]
+    assert [(cells.at("id", at).as_py(), cells.at("ids", at).as_py()) for at in range(len(flat))] == flat
 
 
 def test_equal_ids_come_by_alpha(write_store: WriteStore) -> None:
