@@ -33,11 +33,13 @@ class _Waiting:
             except Empty:
                 return
             try:
-                future.set_result(call())
+                result = in_waiting_thread(call)  # where this thread is itself a task's, further up
             except BaseException as error:
                 future.set_exception(error)
                 if not isinstance(error, Exception):
                     raise
+            else:
+                future.set_result(result)
 
 
 # Of the thread of a task.

@@ -1,6 +1,7 @@
 """Training metrics from a step's sums: averages per target token, per uncertainty bin, and device utilization. Pure."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ HIGHEST_MEMORY, LOWEST_MEMORY = "peak_memory_gib", "lowest_rank_peak_memory_gib"
 TOKENS_PER_SECOND, MFU = "tokens_per_second", "mfu"
 # What models call the number of experts that a token meets in a layer.
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +85,9 @@ def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.
     used = next((value for name in EXPERTS_PER_TOKEN if isinstance(value := getattr(text, name, None), int)), None)
     sizes, known = [], True
     for name, parameter in model.named_parameters():
-        # transformers holds a layer's experts as one tensor, the experts first.
+        # transformers holds a layer's experts as one tensor, the experts first; others have a module for each.
         of_experts = ".experts." in name and parameter.ndim > 1
-        known &= not of_experts or used is not None
+        known &= not of_experts or (used is not None and not EXPERT.search(name))
         met = min(1.0, used / parameter.shape[0]) if of_experts and used else 1.0
         sizes.append((round(parameter.numel() * met), parameter.requires_grad))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""

@@ -17,7 +17,7 @@ from ual_ray.errors import UserError
 
 TokenLoss = Callable[[Tensor, Tensor], Tensor]
 # The tokens and the vocabulary of the losses' trial.
-TRIED = (5, 7)
+TRIED = (5, 1000)
 # Of EAFT: the entropy among so many of the most likely tokens, by its maximum, log 20 (the paper's 3).
 TOP = 20
 

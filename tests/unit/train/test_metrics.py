@@ -89,6 +89,10 @@ def test_where_the_experts_of_a_token_are_unknown_there_is_no_share_of_the_peak(
     model = SmoothedCausalLM(AutoModelForCausalLM.from_pretrained(family_folder("qwen3_moe")))
     known = TrainConfig(peak_tflops=1.0)
     assert hardware(model, known, 1, torch.device("cpu")).peak_flops == 1e12
+    with monkeypatch.context() as apart:  # a module for each expert, as code of a model's own may have
+        names = [(name.replace("experts.", "experts.0."), one) for name, one in model.named_parameters()]
+        apart.setattr(model, "named_parameters", lambda: iter(names))
+        assert hardware(model, known, 1, torch.device("cpu")).peak_flops is None
     monkeypatch.setattr(metrics, "EXPERTS_PER_TOKEN", ())
     assert hardware(model, known, 1, torch.device("cpu")).peak_flops is None
     assert "how many experts a token meets" in caplog.text

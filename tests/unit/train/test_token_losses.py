@@ -79,7 +79,7 @@ def test_the_prior_leaning_weight_is_the_gradient_of_its_loss() -> None:
 
 GIVEN = {
     "nll * float('nan')": "got: weights [nan, nan, nan, nan, nan] of tokens with NLL",
-    "-nll": "got: weights [-2.5",
+    "-nll": "got: weights [-7.5",
     "0.5": "got: float 0.5",
     "None": "got: NoneType None",
     "nll[:, None]": "got: a tensor of shape [5, 1], torch.float32",
