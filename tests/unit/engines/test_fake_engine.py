@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from engine_requests import ASK, TOLD, Tokenizers, spec_of
@@ -18,6 +18,7 @@ from ual_ray.engines.requests import (
     ChoiceResult,
     Completion,
     CompletionResult,
+    EngineSpec,
     Likelihood,
     LikelihoodResult,
     messages_of,
@@ -29,10 +30,17 @@ from ual_ray.models.chat import ChatRenderer
 
 
 def test_the_configuration_names_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "OpenAIEngine", lambda spec: ("openai", spec))
-    monkeypatch.setattr(in_process, "VLLMEngine", lambda spec: ("vllm", spec))
-    for kind in ("openai", "vllm"):
-        assert make_engine(spec_of(kind=kind)) == (kind, spec_of(kind=kind))
+    class Endpoint(NamedTuple):
+        spec: EngineSpec
+
+    class InProcess(NamedTuple):
+        spec: EngineSpec
+
+    monkeypatch.setattr(endpoint, "OpenAIEngine", Endpoint)
+    monkeypatch.setattr(in_process, "VLLMEngine", InProcess)
+    for kind, engine in {"openai": Endpoint, "vllm": InProcess}.items():
+        made = make_engine(spec_of(kind=kind))
+        assert isinstance(made, engine) and made.spec == spec_of(kind=kind)
     assert isinstance(make_engine(spec_of(kind="fake")), FakeEngine)
 
 
