@@ -239,8 +239,9 @@ def map_file(file: Path, job: PoolJob, meter: Meter) -> Iterator[pa.Table]:
     Raises UserError when finished rows were removed from the store.
     """
     ids = read_table(file, [col.ID])[col.ID]
-    if missing := len(job.store.missing(ids)):
-        map_rows(lambda _: read_files(checked(file)), len(ids), job, meter, done=len(ids) - missing)
+    if len(job.store.missing(ids)):
+        sent = job.store.missing(ids, job.store.finished_files())  # failed rows, too
+        map_rows(lambda _: read_files(checked(file)), len(ids), job, meter, done=len(ids) - len(sent))
         job.store.check_complete(ids)
     return job.store.select(ids)
 

@@ -74,12 +74,12 @@ class RowStore:
 
     def count(self, where: pa.compute.Expression | None = None) -> int:
         """Count the finished rows that fulfil a condition; without one from the files' metadata alone."""
-        files = complete_files(self.finished, self.checkpoint)
+        files = self.finished_files()
         return RowFiles(files, self.schema, send_again).count_rows(where) if files else 0
 
     def read(self, columns: Sequence[str], where: pa.compute.Expression) -> pa.Table:
         """Read columns of the finished rows that fulfil a condition."""
-        files = complete_files(self.finished, self.checkpoint)
+        files = self.finished_files()
         empty = self.schema.empty_table().select(columns)
         return RowFiles(files, self.schema, send_again).to_table(columns, where) if files else empty
 
@@ -114,7 +114,11 @@ class RowStore:
 
     def files(self) -> list[Path]:
         """List the files of finished rows, then those of failed ones."""
-        return [*complete_files(self.finished, self.checkpoint), *sorted(self.failed.glob("*.parquet"))]
+        return [*self.finished_files(), *sorted(self.failed.glob("*.parquet"))]
+
+    def finished_files(self) -> list[Path]:
+        """List the files of finished rows."""
+        return complete_files(self.finished, self.checkpoint)
 
     def _positions(self, ids: pa.ChunkedArray, files: Sequence[Path]) -> pa.ChunkedArray:
         """Find the first row with each id, counted over all files; null = none."""

@@ -235,6 +235,18 @@ def test_what_others_left_in_a_shared_store_is_not_shown_as_done(sent: list[tupl
     assert sent == [(2, 1)]
 
 
+def test_failed_rows_that_are_sent_again_with_missing_ones_are_not_shown_as_done(
+    sent: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    write_table(batch_of("a", "b", "c"), tmp_path / "rows.parquet")
+    job = stored(tmp_path / "store", "a")
+    failed = [{"id": "b", "value": None, "status": "quarantined"}]
+    job.store.add_failed(pa.Table.from_pylist(failed, SCHEMA))
+    with pytest.raises(UserError):
+        map_file(tmp_path / "rows.parquet", job, None)  # type: ignore[arg-type]
+    assert sent == [(3, 1)]
+
+
 def test_rows_that_are_removed_while_others_are_sent_are_reported(sent: list[tuple[int, int]], tmp_path: Path) -> None:
     write_table(batch_of("a", "b"), tmp_path / "rows.parquet")
     with pytest.raises(UserError, match="1 of 2 rows are finished, but missing from the store"):
