@@ -1,9 +1,12 @@
 """MLflow and model hubs: serve MLflow's UI, send what could not be logged, promote a model, push it to a hub."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 from rich.console import Console
@@ -97,8 +100,11 @@ def serve(uri: str | None, output: Path, host: str, port: int, console: Console)
     from ual_ray.tracking.tracker import default_uri
 
     if uri is None and not (output / STORE_FILE).is_file():
+        above = next((folder for folder in output.absolute().parents if (folder / STORE_FILE).is_file()), None)
         raise UserError(
-            "there is no MLflow store in the folder", got=output, fix="give the output folder of a finished command, or --uri"
+            "there is no MLflow store in the folder",
+            got=output,
+            fix=f"ual ui {shlex.quote(str(above))}" if above else "give the output folder of a finished command, or --uri",
         )
     if uri is not None and "://" in uri and not uri.startswith(STORES):
         raise UserError(
@@ -107,6 +113,9 @@ def serve(uri: str | None, output: Path, host: str, port: int, console: Console)
             expected=", ".join(f"{scheme}://..." for scheme in STORES),
             fix="open the address of a running server in a browser",
         )
+    if uri is not None and (kept := _local_store(uri)) and not kept.exists():
+        # MLflow would make an empty one.
+        raise UserError("--uri: there is no MLflow store at the address", got=redact_uri(uri), fix="correct the path")
     console.print(f"MLflow: http://{host}:{port} (Ctrl-C stops it)", highlight=False, markup=False)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", uri or default_uri(output)]
@@ -114,3 +123,12 @@ def serve(uri: str | None, output: Path, host: str, port: int, console: Console)
         return subprocess.call(command)  # noqa: S603
     except KeyboardInterrupt:
         return 0
+
+
+def _local_store(uri: str) -> Path | None:
+    """Return the file or folder of a store on this machine; None = it is a server's."""
+    from sqlalchemy.engine import make_url
+
+    if uri.startswith("sqlite:"):
+        return Path(make_url(uri).database or "")
+    return None if "://" in uri and not uri.startswith("file:") else Path(url2pathname(urlsplit(uri).path))
