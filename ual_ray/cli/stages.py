@@ -57,15 +57,15 @@ def elicit(
 
 def _forecast(config: Config, out: Path, *, force: bool, retry: bool) -> None:
     """Print what the elicitation will cost, without what is answered already in OUT or elicit.store."""
-    from ual_ray.data.peek import peek
     from ual_ray.elicit.forecast import ask_sample, forecast
     from ual_ray.elicit.stage import expected_rows
     from ual_ray.elicit.step import kept_replies
+    from ual_ray.preflight import check_data
     from ual_ray.run.precision import with_inference_dtype
     from ual_ray.run.step import Place
 
     config = with_inference_dtype(config, out, keep=False)
-    seen, console = peek(config.data), make_console()
+    seen, console = check_data(config.data), make_console()
     kept = None if force else kept_replies(config, Place(out), retry)
     asked = ask_sample(config, seen, kept) if kept else None
     for name, text in forecast(config, seen, expected_rows(config, seen), asked).lines():

@@ -152,3 +152,11 @@ def test_the_command_states_it_and_a_forced_run_asks_everything(config_of: MakeC
     assert "calls             about 0\n" in shown and "80 of 80 calls already answered" in shown
     forced = CliRunner().invoke(app, [*command, "--force"]).output
     assert "calls             about 80\n" in forced and "answered" not in forced
+
+
+def test_data_that_the_command_refuses_have_no_forecast(config_of: MakeConfig, tmp_path: Path) -> None:
+    config_of()
+    with (tmp_path / "rows.jsonl").open("a") as rows:
+        rows.write('\n{"instruction": "", "output": "4"}' * (2 * ROWS))
+    done = CliRunner().invoke(app, ["elicit", str(tmp_path / "rows.jsonl"), *BASE, "--out", str(tmp_path / "out"), "--dry-run"])
+    assert done.exit_code and "80 of 120 rows" in str(done.exception) + done.output
