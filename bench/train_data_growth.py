@@ -200,16 +200,19 @@ def plan_and_read(tokens: Path, max_length: int) -> dict[str, float]:
     from ual_ray.train.batches import StepPlan, collate
     from ual_ray.train.token_store import TokenStore
 
-    started = time.monotonic()
-    store = TokenStore.open(tokens, col.TRAIN, 4)
-    opened = time.monotonic() - started
-    figures = {"open (s)": opened}
-    for name, packing in (("plan", False), ("packed", True)):
+    def planned(name: str, *, packing: bool) -> StepPlan:
         started = time.monotonic()
         config = TrainConfig(max_length=max_length, packing=packing)
         plan = StepPlan(store.lengths, store.target_tokens, config, seed=0, world_size=2)
         share = plan.padding_share
-        figures |= {f"{name} (s)": time.monotonic() - started, f"{name} padding": round(share, 4)}
+        figures.update({f"{name} (s)": time.monotonic() - started, f"{name} padding": round(share, 4)})
+        return plan
+
+    started = time.monotonic()
+    store = TokenStore.open(tokens, col.TRAIN, 4)
+    figures = {"open (s)": time.monotonic() - started}
+    planned("plan", packing=False)  # not kept: a rank has one plan
+    plan = planned("packed", packing=True)
     batches = [batch for number in range(min(MICRO_BATCHES, len(plan))) for batch in plan[number].micro_batches[0]]
     started = time.monotonic()
     for batch in batches:

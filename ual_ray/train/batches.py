@@ -70,7 +70,7 @@ class StepPlan:
         sources: of each row, needed with `config.mixture`. Raises UserError when they do not fit its weights.
         """
         self._config, self._seed, self._world_size = config, seed, world_size
-        self._rows = np.stack([store_lengths, target_tokens]).astype("<i8")
+        self._row_tokens = store_lengths, target_tokens
         self.mixture = Mixture(config.mixture, sources, seed) if config.mixture else None
         self.sequences = Sequences.alone(np.zeros(0, dtype=np.int64))
         # By epoch: the numbers of its sequences, and how many steps end with it.
@@ -158,9 +158,9 @@ class StepPlan:
         """
         if self.mixture is None:
             return {}
-        drawn = np.bincount(self.mixture.epoch(0), minlength=self._rows.shape[1])
+        drawn = np.bincount(self.mixture.epoch(0), minlength=len(self._row_tokens[0]))
         return {
-            name: {"samples": quota, "tokens": int(drawn[own] @ self._rows[0, own]), "passes": quota / len(own)}
+            name: {"samples": quota, "tokens": int(drawn[own] @ self._row_tokens[0][own]), "passes": quota / len(own)}
             for name, own, quota in zip(self.mixture.names, self.mixture.own, self.mixture.quotas, strict=True)
         }
 
@@ -169,7 +169,7 @@ class StepPlan:
         """How often an epoch draws each row on average, [rows]; None without a mixture, which draws each once."""
         if self.mixture is None:
             return None
-        draws = np.zeros(self._rows.shape[1])
+        draws = np.zeros(len(self._row_tokens[0]))
         for own, quota in zip(self.mixture.own, self.mixture.quotas, strict=True):
             draws[own] = quota / len(own)
         return draws
@@ -178,9 +178,9 @@ class StepPlan:
     def digest(self) -> str:
         """Hash of all that determines the rows of each step; the same at every world size. Part of the data cursor."""
         settings = affecting(self._config, "batches")
-        rows = hashlib.sha256(self._rows.tobytes())
-        for own in self.mixture.own if self.mixture else ():
-            rows.update(own.astype("<i8").tobytes())
+        rows = hashlib.sha256()
+        for numbers in (*self._row_tokens, *(self.mixture.own if self.mixture else ())):
+            rows.update(numbers.astype("<i8").tobytes())
         return digest([settings, self._seed, rows.hexdigest()])
 
     def _micro_batch_count(self, sequences: int) -> int:
