@@ -56,7 +56,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" tests/unit
+	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m "not slow" tests/unit
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

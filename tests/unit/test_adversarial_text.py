@@ -44,6 +44,7 @@ def test_no_text_is_read_in_more_than_linear_time(reader: str, repeated: str) ->
         assert time.process_time() - began < SECONDS, f"{start!r} and {repeated!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reader", "start", "repeated", "end"), FOUND)
 def test_no_text_that_was_found_is_read_in_more_than_linear_time(reader: str, start: str, repeated: str, end: str) -> None:
     text = start + repeated * (2 * CHARACTERS // len(repeated)) + end

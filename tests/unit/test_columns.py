@@ -142,6 +142,7 @@ def in_files(folder: Path, rows: list[dict[str, Any]], per_file: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(content=contents.filter(bool), order=st.randoms(use_true_random=False), per_file=st.integers(1, 4))
 def test_the_digest_does_not_see_files_and_order(

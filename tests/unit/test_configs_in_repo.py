@@ -26,6 +26,7 @@ def test_it_loads_and_survives_dump(path: Path, tmp_path: Path) -> None:
     assert load(tmp_path / "again.yaml") == config
 
 
+@pytest.mark.slow
 def test_no_two_write_to_the_same_folder() -> None:
     outputs = [load(path).output for path in CONFIGS]
     assert len(set(outputs)) == len(outputs)

@@ -71,6 +71,7 @@ def test_the_next_minor_version_is_out_of_bounds_where_internals_are_used(name: 
         assert low and high and (high.major, high.minor) == (low.major, low.minor + 1), str(one)
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_declared() -> None:
     """A dependency of a dependency may be gone with the next version of the latter."""
     files = (ROOT / "ual_ray").rglob("*.py")

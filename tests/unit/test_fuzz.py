@@ -118,6 +118,7 @@ def test_an_input_that_was_found_breaks_no_promise(name: str, value: Any) -> Non
     limited(TARGETS[name].check, value)
 
 
+@pytest.mark.slow
 def test_a_damaged_arrow_file_is_an_error_that_does_not_end_the_process() -> None:
     for at in range(len(ARROW_FILE)):
         TARGETS["arrow"].check(("arrow", ARROW_FILE[:at] + bytes([ARROW_FILE[at] ^ 255]) + ARROW_FILE[at + 1 :]))

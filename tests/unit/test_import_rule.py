@@ -190,6 +190,7 @@ def test_the_reader_follows_the_packages_own_modules() -> None:
 # --- the rule --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PURE)
 def test_pure_modules_never_import_ray_vllm_or_mlflow_nor_load_them_through_others(path: str) -> None:
     file = PACKAGE / path
@@ -217,6 +218,7 @@ def test_processes_that_start_often_load_nothing_that_few_of_them_use(module: st
     assert [name for name in loaded if name.startswith(tuple(f"{heavy}." for heavy in absent))] == []
 
 
+@pytest.mark.slow
 def test_only_the_cluster_module_starts_ray() -> None:
     starters = [path.relative_to(PACKAGE).as_posix() for path in FILES if starts_ray(parsed(path))]
     assert starters == ["run/cluster.py"]
@@ -351,6 +353,7 @@ def private_parts(tree: ast.Module) -> Iterator[str]:
                     yield ast.unparse(node)
 
 
+@pytest.mark.slow
 def test_private_parts_of_other_libraries_are_used_in_compat_files_only() -> None:
     files = [path for path in FILES if not path.name.startswith("compat_")]
     assert {name_of(path): found for path in files if (found := [*private_parts(parsed(path))])} == {}

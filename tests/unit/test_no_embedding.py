@@ -49,6 +49,7 @@ def rows_of(path: Path, replies: list[str], split: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "refused"), [("train", True), ("validation", True), (None, False)])
 def test_a_dry_run_looks_at_the_rows_of_both_splits(
     where: str | None, refused: bool, model: Callable[..., str], ual_without_ray: Callable[..., Any], tmp_path: Path

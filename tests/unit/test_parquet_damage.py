@@ -115,6 +115,7 @@ def check(file: Path, read: Callable[[Path], object]) -> int:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_what_is_written_is_read_or_refused(writer: str, tmp_path: Path) -> None:
     WRITERS[writer](file := tmp_path / "rows.parquet")
@@ -173,6 +174,7 @@ def test_the_checksum_of_the_footer_is_in_no_ones_way(tmp_path: Path) -> None:
         assert read_table(file) == TABLE
 
 
+@pytest.mark.slow
 def test_a_damaged_file_among_others_is_named(tmp_path: Path) -> None:
     write_tables([TABLE] * 50, SCHEMA, folder := tmp_path / "rows")
     file = sorted(folder.glob("*.parquet"))[1]

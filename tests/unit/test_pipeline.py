@@ -68,6 +68,7 @@ def test_the_harness_measures_every_model_of_a_run_where_its_report_finds_it(
     assert asked == [("base", "demo", tmp_path / "base/lm_eval"), ("ual", "trained", tmp_path / "arms/ual/lm_eval")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gpus", "most"), [(0, 1), (1, 3)])
 def test_models_are_calibrated_side_by_side_on_gpus_and_the_results_keep_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, most: int

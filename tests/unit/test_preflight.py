@@ -323,6 +323,7 @@ def test_what_needs_validation_rows_is_refused_without_them(override: str) -> No
         check(load(None, [override, "data.validation_share=0"]))
 
 
+@pytest.mark.slow
 def test_trainings_on_gpus_are_judged_before_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[tuple[int, bool, bool]] = []
     monkeypatch.setattr(

@@ -71,6 +71,7 @@ def plain_digest(folder: Path, names: list[str]) -> str:
 bounded = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @bounded
 @given(table=tables(), most=st.integers(1, 12), per_file=st.integers(1, 50))
 def test_digests_are_those_of_all_rows_in_memory(
@@ -84,6 +85,7 @@ def test_digests_are_those_of_all_rows_in_memory(
         assert content_digest(folder, without) == plain_digest(folder, without)
 
 
+@pytest.mark.slow
 @bounded
 @given(table=tables(), most=st.integers(1, 12), per_batch=st.integers(1, 9))
 def test_rows_come_by_id_and_those_of_one_together(table: pa.Table, most: int, per_batch: int) -> None:
@@ -96,6 +98,7 @@ def test_rows_come_by_id_and_those_of_one_together(table: pa.Table, most: int, p
     assert sum(map(len, ids)) == len(set().union(*ids))
 
 
+@pytest.mark.slow
 @bounded
 @given(ids=st.lists(st.one_of(texts, st.none()), min_size=1, max_size=40), most=st.integers(1, 12))
 def test_ids_that_repeat_are_counted_across_parts(
@@ -156,6 +159,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[pa.MemoryPool]:
     pa.set_memory_pool(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

@@ -31,6 +31,7 @@ def table(folder: Path, **changed: Any) -> Path:
     return folder / "rows.parquet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name", "value", "said"),
     [
@@ -124,11 +125,13 @@ def test_files_of_a_folder_that_differ_in_a_column_are_refused(
     assert "fix: write them alike" in done.output
 
 
+@pytest.mark.slow
 def test_the_splits_that_are_there_are_named(ual_without_ray: Callable[..., Any], tmp_path: Path) -> None:
     done = ual_without_ray("smooth", table(tmp_path, split="Train", alpha=None), "--out", tmp_path / "out", cwd=tmp_path)
     assert done.code == 2 and "Train" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "first", "refused"), [("smooth", True, True), ("smooth", False, False), ("inspect", True, False)]
 )

@@ -388,6 +388,7 @@ EQUAL += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "sampled"), EQUAL)
 def test_equal_answers_agree(given: str, sampled: str) -> None:
     assert marked_answer(given) is not None
@@ -399,6 +400,7 @@ def test_different_answers_do_not(given: str, sampled: str) -> None:
     assert not same_answer(marked_answer(given), answer_of(sampled))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", IN_PARTS)
 def test_an_answer_of_several_parts_is_all_of_them(text: str) -> None:
     first, second = text.format(7), text.format(8)

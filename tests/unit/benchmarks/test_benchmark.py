@@ -63,6 +63,7 @@ def test_questions_that_differ_in_their_tools_alone_are_two() -> None:
     assert len({benchmark_of(kind).identify("x", one) for one in found if isinstance(one, Question)}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "behind"),
     [

@@ -97,6 +97,7 @@ def test_a_marked_answer_is_what_is_compared_and_any_text_where_none_is(monkeypa
     assert readings[0].scores == {"exact_match_math": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gold", "text", "right"),
     [

@@ -27,6 +27,7 @@ def test_the_gold_answer_is_the_first_argument_and_no_signal_is_used(monkeypatch
     assert seen == [(r"\boxed{7}", None), ("I say 8", None), ([r"\boxed{7}"], ["I say 8"], None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gold", "text", "right"),
     [
@@ -88,6 +89,7 @@ def test_the_limit_counts_the_time_that_the_comparison_computes_and_not_that_it_
     assert (done.returncode, done.stdout.splitlines()) == (0, [math_check.READY, '["x", true]'])
 
 
+@pytest.mark.slow
 def test_it_works_outside_the_main_thread(checker: Checker) -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(checker, "1/2", r"\boxed{0.5}").result()[1]

@@ -45,6 +45,7 @@ def test_removing_a_floor_is_the_definition_and_keeps_the_order() -> None:
     assert torch.isfinite(remove_floor(barred, 0.1)).all(), "1 / p overflows, its logarithm does not"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [0.02, 0.1, 0.3])
 def test_a_known_mixture_is_undone(mixed: float) -> None:
     logits, labels = drawn(4.0)
@@ -60,6 +61,7 @@ def test_a_known_mixture_is_undone(mixed: float) -> None:
     assert adjusted - own < (scaled - own) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "mixed", "stretch"), [(4.0, 0.1, 1.5), (2.0, 0.0, 3.0), (3.0, 0.25, 0.7), (0.5, 0.0, 1.0)])
 def test_the_fit_is_that_of_brute_force_and_never_worse_than_a_temperature(scale: float, mixed: float, stretch: float) -> None:
     logits, labels = drawn(scale, seed=1, tokens=1000)  # both minimise over the same labels

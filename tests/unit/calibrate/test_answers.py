@@ -61,6 +61,7 @@ def log_probabilities(
     return np.array([torch.log_softmax(logits[at - 1] / temperature, -1)[rendered.labels[at]].item() for at in targets])
 
 
+@pytest.mark.slow
 def test_answers_are_scored_as_they_were_asked(model_of: Families, rows: Path, tmp_path: Path, chat_tokenizer: Any) -> None:
     model, tokenizer = model_of("llama"), chat_tokenizer("chatml")
     found = {row["id"]: row for row in results_of(model, tmp_path / "results", tokenizer)}
@@ -107,6 +108,7 @@ def test_worked_examples_are_before_the_question(chat_tokenizer: Any) -> None:
     assert spoken[0] == spoken[1] == [*renderer.encode("Blue 2"), tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
+@pytest.mark.slow
 def test_an_engines_confidence_is_the_raw_one(model_of: Families, rows: Path, tmp_path: Path, chat_tokenizer: Any) -> None:
     model = model_of("llama")
     results = results_of(model, tmp_path / "results", chat_tokenizer("chatml"))

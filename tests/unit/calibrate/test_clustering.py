@@ -57,6 +57,7 @@ def test_classes_weigh_alike_whatever_their_size() -> None:
     assert scatter_ratio(*more) == pytest.approx(scatter_ratio(features, numbers))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 50), st.floats(0.01, 100), st.floats(-1e3, 1e3))
 def test_measures_do_not_see_rotation_scale_shift_names_or_order(seed: int, scale: float, shift: float) -> None:
     features, numbers = clouds(seed=seed)
@@ -117,6 +118,7 @@ def test_projection_by_hand() -> None:
     np.testing.assert_allclose(mueller_projection(templates, templates), [[-1, -1], [2, -1], [-1, 2]], atol=1e-12)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 50))
 def test_projection_keeps_the_triangle_and_its_sense(seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -153,6 +153,7 @@ def test_a_higher_confidence_of_right_rows_is_a_higher_auroc() -> None:
     assert summary([0.5, 0.5], [1, 0])["auroc"] == 0.5
 
 
+@pytest.mark.slow
 @given(rows)
 def test_rejection_ratio_and_area_are_two_views_of_one_curve(pairs: list[tuple[float, bool]]) -> None:
     sure, right = columns(pairs)

@@ -112,6 +112,7 @@ def test_token_rows_are_those_of_the_full_softmax(
     assert not np.allclose(points["before_norm"], points["after_norm"])
 
 
+@pytest.mark.slow
 def test_the_states_before_the_norm_become_those_after_it(model_of: Families, rows: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -123,6 +124,7 @@ def test_the_states_before_the_norm_become_those_after_it(model_of: Families, ro
     assert figures["clusters"]["final_norm"] == "norm"
 
 
+@pytest.mark.slow
 def test_logits_twice_as_large_have_twice_the_temperature(model_of: Families, rows: Path, tmp_path: Path) -> None:
     once = probe(job_of(model_of("llama_untied", 0.5), rows, tmp_path / "1"))
     twice = probe(job_of(model_of("llama_untied", 1.0), rows, tmp_path / "2"))
@@ -197,6 +199,7 @@ def test_without_test_rows_the_user_is_told(model_of: Families, rows: Path, tmp_
         probe(job_of(model_of("llama"), rows, tmp_path, limit=5))
 
 
+@pytest.mark.slow
 def test_whole_rows_are_taken_by_id_up_to_the_limit(model_of: Families, rows: Path, tmp_path: Path) -> None:
     everything = probe(job_of(model_of("llama"), rows, tmp_path / "all"))["rows"]["test"]
     assert everything["rows"] == 12
@@ -280,6 +283,7 @@ def test_norms_on_other_gpus_are_not_compared(model_of: Families, monkeypatch: p
     assert ProbedModel(str(model_of("llama")), "float32", "cpu").norm == "norm"
 
 
+@pytest.mark.slow
 def test_the_scaled_nll_of_validation_rows_is_the_lowest_of_any_temperature(
     model_of: Families, rows: Path, tmp_path: Path
 ) -> None:

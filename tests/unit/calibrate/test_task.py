@@ -47,6 +47,7 @@ def test_its_result_is_returned_when_it_is_done(tmp_path: Path, looks: list[str]
     assert probe(tmp_path) == {"of": "task"} and len(looks) == 3
 
 
+@pytest.mark.slow
 def test_a_command_that_is_told_to_end_does_not_wait_for_it(
     tmp_path: Path, looks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

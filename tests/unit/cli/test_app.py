@@ -89,6 +89,7 @@ def test_force_is_the_same_flag_everywhere() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -202,6 +203,7 @@ def test_there_is_a_job_script_for_the_pipeline_and_every_stage() -> None:
 HEAVY = {"ray", "torch", "transformers", "mlflow", "vllm", "matplotlib", "pyarrow", "numpy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "unwanted"),
     [

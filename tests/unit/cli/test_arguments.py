@@ -18,6 +18,7 @@ def test_an_argument_is_taken_as_the_text_it_is(text: str) -> None:
     assert load(None, None, {"data.path": text}).data.path == text
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc"), exclude_characters="$\\/.~"), min_size=1))
 def test_any_text_is_taken_as_it_is(text: str) -> None:
     assert load(None, None, {"data.path": text}).data.path == text

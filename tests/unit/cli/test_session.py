@@ -54,6 +54,7 @@ def test_a_folder_of_another_stage_is_not_taken_for_rows(tmp_path: Path) -> None
             find(place, "smoothed.parquet", "ual smooth")
 
 
+@pytest.mark.slow
 def test_a_dry_run_only_reads_what_is_at_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Remote("hdfs://bucket/run", LocalFileSystem(), str(tmp_path / "there"), "--out")
     monkeypatch.setattr(outputs, "open_remote", lambda uri, key: there)

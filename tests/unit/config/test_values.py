@@ -82,6 +82,7 @@ def test_a_bad_value_names_the_key_the_rule_and_the_value(override: str, says: s
     assert all(line.startswith("  fix: did you mean") for line in fix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "says"),
     [

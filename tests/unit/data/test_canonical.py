@@ -336,6 +336,7 @@ def test_the_split_does_not_depend_on_order_or_company(tmp_path: Path) -> None:
 # --- the demo --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_demo_is_the_embedded_sample(tmp_path: Path) -> None:
     good, quarantined = read(find_pieces(DataConfig()), tmp_path, format_name="demo")
     assert (len(good), quarantined) == (200, [])

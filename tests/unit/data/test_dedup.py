@@ -74,6 +74,7 @@ def test_claims_from_other_threads() -> None:
         assert pool.submit(claims.claim, ["a"], [2]).result() == [False]
 
 
+@pytest.mark.slow
 @given(asked=st.lists(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9)), max_size=5), max_size=8))
 def test_claims_against_a_dictionary(asked: list[list[tuple[str, int]]]) -> None:
     claims, owners = Deduplicator(), {}

@@ -44,6 +44,7 @@ def test_the_independent_evaluator() -> None:
     assert evaluate("56 - 52 + 10") == 14
 
 
+@pytest.mark.slow
 def test_a_hundred_of_each_kind(rows: list[tuple[str, Messages]]) -> None:
     sources = [source for source, _ in rows]
     assert sources.count(OPEN_ENDED) == sources.count(DETERMINISTIC) == 100

@@ -97,6 +97,7 @@ def test_a_mapped_column_is_never_filled_from_another() -> None:
     assert rename({"instruction": "q", "output": "wrong"}, {"output": "best"}) == {"instruction": "q"}
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), st.integers()))
 def test_without_a_mapping_a_record_is_as_it_was(record: dict[str, int]) -> None:
     assert rename(record, {}) is record

@@ -61,6 +61,7 @@ def test_a_parquet_file_that_is_damaged_within(tmp_path: Path) -> None:
     assert str(path) in str(error.value)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 50))
 def test_groups_hold_every_row_group_once(counts: list[int], most: int) -> None:
     groups = [*group(counts, most)]

@@ -93,6 +93,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES, max_size=6), st.booleans(), st.sampled_from([None, 1, 30]), st.integers(1, 40))
 def test_an_array_is_read_alike_in_blocks_of_any_size(values: list[Any], ascii_only: bool, indent: Any, block: int) -> None:
     text = json.dumps(values, ensure_ascii=ascii_only, indent=indent) + "\n "
@@ -101,6 +102,7 @@ def test_an_array_is_read_alike_in_blocks_of_any_size(values: list[Any], ascii_o
         assert [*array_items(io.StringIO(text), "x")] == values
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES, min_size=1, max_size=4), st.data())
 def test_an_array_that_is_cut_off_is_an_error(values: list[Any], data: Any) -> None:
     text = json.dumps(values)
@@ -110,6 +112,7 @@ def test_an_array_that_is_cut_off_is_an_error(values: list[Any], data: Any) -> N
         [*array_items(io.StringIO(text[:cut]), "x")]
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(), VALUES), max_size=5))
 def test_lines_are_what_was_written(rows: list[dict[str, Any]]) -> None:
     lines = [f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows]

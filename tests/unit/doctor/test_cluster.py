@@ -85,6 +85,7 @@ def test_an_interface_that_does_not_exist(value: str, names: list[str], wrong: b
     assert [finding.status for finding in found] == ["error"] * wrong
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_or_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.ask("gpus", load(), 0.01) == {"error": "no answer in 0.01 s"}
     assert "KeyError: 'nothing'" in cluster.ask("nothing", load())["error"]

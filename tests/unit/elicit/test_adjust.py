@@ -42,6 +42,7 @@ def test_nobody_has_all_members() -> None:
     assert len(mean_rank([array(), array()])) == 0
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(maybe_share, maybe_share, maybe_share), min_size=1, max_size=20))
 def test_mean_rank_against_scipy(rows: list[tuple[float, float, float]]) -> None:
     columns = list(np.array(rows).T)
@@ -99,6 +100,7 @@ def test_equal_lengths_explain_nothing(scores: list[float], length: int) -> None
     np.testing.assert_array_equal(residual(array(*scores), np.full(len(scores), length)), scores)
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(maybe_share, st.integers(0, 3000)), max_size=30), order=st.randoms(use_true_random=False))
 def test_the_residual_stays_in_range_and_does_not_depend_on_the_order(rows: list[tuple[float, int]], order: object) -> None:
     score, length = array(*(row[0] for row in rows)), np.array([row[1] for row in rows])
@@ -144,6 +146,7 @@ def test_small_sources_share_a_line() -> None:
     np.testing.assert_array_equal(length_residual(score, length, sources), residual(score, length))
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(st.tuples(maybe_share, st.integers(0, 3000), st.integers(0, 2)), max_size=120),
     order=st.randoms(use_true_random=False),
@@ -196,6 +199,7 @@ def predicted(fit: dict[float, float], score: float) -> float:
     return float(np.interp(score, list(fit), list(fit.values())))
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]), st.sampled_from([0.0, 1.0, NAN])), max_size=14))
 def test_calibration_against_brute_force(rows: list[tuple[float, float]]) -> None:
     scores, correct = [score for score, _ in rows], np.array([right for _, right in rows])
@@ -219,6 +223,7 @@ def test_calibration_by_hand() -> None:
     np.testing.assert_allclose(found, [0.5, 0.0, 1.0, 0.5, 0.5, 1.0, NAN])
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(st.tuples(share, st.sampled_from([0.0, 1.0, NAN])), min_size=MIN_LABELS, max_size=60),
     data=st.data(),
@@ -234,6 +239,7 @@ def test_a_row_is_not_calibrated_by_its_own_label(rows: list[tuple[float, float]
     assert calibrate(scores, correct, ids)[row] == calibrate(scores, flipped, ids)[row]
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(st.tuples(maybe_share, st.sampled_from([0.0, 1.0, NAN])), min_size=2, max_size=30),
     order=st.randoms(use_true_random=False),

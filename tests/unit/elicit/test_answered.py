@@ -70,6 +70,7 @@ def test_nothing_was_answered_where_there_is_no_store(config_of: MakeConfig, tmp
     assert not any("answered" in text for _, text in told(config_of(), tmp_path).lines())
 
 
+@pytest.mark.slow
 def test_rows_of_the_own_store_are_not_sent_again(config_of: MakeConfig, tmp_path: Path) -> None:
     config = config_of()
     score(config, tmp_path, slice(0, 10))
@@ -80,6 +81,7 @@ def test_rows_of_the_own_store_are_not_sent_again(config_of: MakeConfig, tmp_pat
     assert (told(config, tmp_path).calls, told(config, tmp_path).prompt_tokens, told(config, tmp_path).answered) == (0, 0, 80)
 
 
+@pytest.mark.slow
 def test_rows_of_a_shared_store_count_with_the_own_ones_and_nothing_is_written(config_of: MakeConfig, tmp_path: Path) -> None:
     score(config_of(), tmp_path / "first", slice(0, 10))
     score(config_of(), tmp_path / "second", slice(10, 30))
@@ -145,6 +147,7 @@ def test_a_sample_is_even_where_the_data_can_be_read(
     assert told(config_of(), tmp_path).answered == 80, "the first rows alone are looked at"
 
 
+@pytest.mark.slow
 def test_the_command_states_it_and_a_forced_run_asks_everything(config_of: MakeConfig, tmp_path: Path) -> None:
     score(config_of(), tmp_path / "out")
     command = ["elicit", str(tmp_path / "rows.jsonl"), *BASE, *SCORED, "--out", str(tmp_path / "out"), "--dry-run"]

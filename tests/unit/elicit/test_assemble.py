@@ -151,6 +151,7 @@ def test_what_was_scored_before_is_replaced(tmp_path: Path) -> None:
     assert [*place.finish()[1]] == [name(1)]
 
 
+@pytest.mark.slow
 def test_many_rows_are_cut_into_files_and_keep_their_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "ROWS_PER_FILE", 4)
     place = Place(tmp_path, [row(number) for number in range(1, 21)])
@@ -302,6 +303,7 @@ def test_the_ensembles_mean_is_a_figure_where_it_is_used(tmp_path: Path) -> None
     assert "ensemble" not in place.finish()[0]["mean_uncertainty"]
 
 
+@pytest.mark.slow
 def test_warnings_before_training(tmp_path: Path) -> None:
     """Of the rows of this data set alone; the uncertainty has its own where it is not a copy."""
     place = Place(tmp_path, [row(number) for number in range(1, 41)])

@@ -103,6 +103,7 @@ def test_a_changed_setting_asks_only_what_it_concerns(change: str, asked: dict[s
     assert same_but_for_cost(taken, score(config, tmp_path / "elsewhere", "alone", take=False)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "asked"),
     [
@@ -125,6 +126,7 @@ def test_sampled_replies_are_read_anew_without_being_asked_for(change: str, aske
     assert same_but_for_cost(taken, score(config, tmp_path / "elsewhere", "alone", take=False)[0])
 
 
+@pytest.mark.slow
 def test_a_third_run_asks_what_none_before_it_asked(tmp_path: Path) -> None:
     for name, change in (("a", "elicit.samples=8"), ("b", "elicit.samples=12"), ("c", "seed=14")):
         score(config_of(*SAMPLED, change), tmp_path, name)

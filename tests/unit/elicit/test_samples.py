@@ -122,6 +122,7 @@ def test_one_answer_has_no_entropy() -> None:
     assert reduce(semantic_entropy(), said("#### 4"), messages=SUM) == (None, None)
 
 
+@pytest.mark.slow
 @given(answers=st.lists(st.sampled_from(["#### 4", "#### 5", "#### 6", "none"]), min_size=2, max_size=9))
 def test_sampled_answers_stay_in_range(answers: list[str]) -> None:
     for estimator in (self_consistency(), semantic_entropy()):

@@ -85,6 +85,7 @@ def test_a_question_without_a_seed_is_not_asked_again() -> None:
 # --- retests ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_share_of_the_rows_is_scored_twice() -> None:
     rows = [row(digest(number), f"Question {number}?") for number in range(2000)]
     scored = ScoreRows(config("nll", "p_true", retest_share=0.1))(rows, fake())

@@ -27,6 +27,7 @@ def words_of(request: Request) -> int:
     return sum(len(content.split()) for _, content in turns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [150, 1000, 20_000])
 @pytest.mark.parametrize("side", ["question", "answer"])
 def test_truncation_makes_a_long_row_fit_and_keeps_most_of_it(side: str, words: int) -> None:

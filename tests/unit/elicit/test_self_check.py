@@ -58,6 +58,7 @@ def halves(row: Row) -> tuple[str, str]:
 # --- which rows ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(count=st.integers(20, 90), seed=st.integers(0, 5), order=st.randoms(use_true_random=False))
 def test_a_fifth_has_the_response_of_another_row_of_its_source(count: int, seed: int, order: Any) -> None:
     rows = list(ROWS)
@@ -177,6 +178,7 @@ def config_of(folder: Path, *overrides: str, files: int = 3, rows: int = 100) ->
     return load(None, [*FAKE, f"data.path={data}", *overrides])
 
 
+@pytest.mark.slow
 def test_candidates_come_from_all_over_the_data(tmp_path: Path) -> None:
     config = config_of(tmp_path, files=40, rows=30)
     found = stage.candidates_in_data(config, peek(config.data))

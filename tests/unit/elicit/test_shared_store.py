@@ -76,6 +76,7 @@ def there(tmp_path: Path, kind: str = "*") -> set[str]:
     return {str(file.relative_to(root)) for file in root.rglob(f"{kind}/*.parquet")}
 
 
+@pytest.mark.slow
 def test_another_output_folder_has_all_rows_when_the_first_one_is_deleted(out: Out, tmp_path: Path) -> None:
     with out("first").held(print):
         add(tmp_path / "first/key", "a", ("x", 1), ("y", 2))
@@ -91,6 +92,7 @@ def test_another_output_folder_has_all_rows_when_the_first_one_is_deleted(out: O
         assert stored(tmp_path / "first/key") == {"x": 1, "y": 2, "z": 3}
 
 
+@pytest.mark.slow
 def test_rows_are_copied_while_the_run_works_and_those_in_work_are_not(out: Out, tmp_path: Path) -> None:
     with out("first").held(print):
         add(tmp_path / "first/key", "a", ("x", 1))
@@ -110,6 +112,7 @@ def test_rows_whose_ids_were_not_copied_before_a_kill_are_not_fetched(out: Out, 
     assert stored(tmp_path / "second/key") == {"x": 1}
 
 
+@pytest.mark.slow
 def test_what_a_run_had_before_it_shared_or_was_killed_is_copied_once(out: Out, tmp_path: Path) -> None:
     add(tmp_path / "first/key", "a", ("x", 1))
     for _ in range(2):
@@ -129,6 +132,7 @@ def test_the_replies_of_the_same_elicitor_are_fetched_and_no_others(out: Out, tm
     assert json.loads((tmp_path / "second/other-settings/asked.json").read_text()) == ASKED
 
 
+@pytest.mark.slow
 def test_failed_rows_are_sent_again_by_whoever_fetches_them_and_none_replaces_another(out: Out, tmp_path: Path) -> None:
     for name, value in (("first", 1), ("second", 2)):
         with out(name).held(print):
@@ -152,6 +156,7 @@ def test_failed_rows_of_a_store_of_earlier_versions_are_fetched(out: Out, tmp_pa
     assert len([*RowStore(tmp_path / "first/key", SCHEMA).retried.glob("*.parquet")]) == 1
 
 
+@pytest.mark.slow
 def test_rows_that_were_erased_do_not_come_back_from_another_output_folder(out: Out, tmp_path: Path) -> None:
     with out("first").held(print):
         add(tmp_path / "first/key", "a", ("x", 1))
@@ -211,6 +216,7 @@ def test_damaged_rows_there_are_named_and_not_fetched(out: Out, tmp_path: Path) 
     assert not (tmp_path / "second/key/finished/a-0.parquet").exists()
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_on_other_data_lose_nothing(out: Out, tmp_path: Path) -> None:
     def run(name: str) -> None:
         with out(name, data=name).held(print):
@@ -261,6 +267,7 @@ def test_a_run_that_is_dead_is_not_waited_for_longer_and_not_at_all_where_it_wor
     assert "another run scores the same data" in said[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_taken_for_dead_leaves_the_other_one_its_mark(out: Out, tmp_path: Path) -> None:
     (tmp_path / "there/key/working").mkdir(parents=True)
     mark = tmp_path / "there/key/working/data.json"
@@ -278,6 +285,7 @@ def test_a_run_that_fails_keeps_its_error_and_what_it_finished(out: Out, tmp_pat
     assert stored(tmp_path / "second/key") == {"x": 1}
 
 
+@pytest.mark.slow
 def test_a_file_system_that_fails_is_tried_again_and_then_an_error(
     out: Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

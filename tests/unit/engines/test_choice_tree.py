@@ -43,6 +43,7 @@ def answers_for(tree: ChoiceTree, seed: int) -> dict[Tokens, dict[int, float]]:
     }
 
 
+@pytest.mark.slow
 @given(choices=choice_sets, seed=st.integers(0, 1000))
 @example(choices=[(1,), (1, 0), (1, 0, 0)], seed=0)
 @example(choices=[(1,), (1, 0, 0)], seed=0)  # 1 and 100 without a 10 between them

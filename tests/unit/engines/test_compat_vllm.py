@@ -66,6 +66,7 @@ def attributes_of(node: ast.AST) -> set[str]:
     return found | {ast.unparse(each.target) for each in ast.walk(node) if isinstance(each, ast.AnnAssign)}
 
 
+@pytest.mark.slow
 def test_the_model_runner_has_the_parts_that_are_used() -> None:
     runner = class_in("v1/worker/gpu_model_runner.py", "GPUModelRunner")
     assert set(RUNNER_PARTS) <= attributes_of(runner), FIX
@@ -191,6 +192,7 @@ def test_what_stands_before_the_response_is_not_computed(scored_from: int) -> No
     assert sum(runner.model.sizes) == len(PROMPT) - max(1, scored_from)
 
 
+@pytest.mark.slow
 @given(
     cuts=st.lists(st.integers(1, 4), min_size=1, max_size=8),
     scored_from=st.integers(0, len(PROMPT) - 1),

@@ -40,6 +40,7 @@ from ual_ray.errors import UserError
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_key_is_in_one_header_and_nowhere_else(build: Build, server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.plans["bad"] = [error(500), well]
     with caplog.at_level(logging.DEBUG):
@@ -133,6 +134,7 @@ def test_no_bound_is_no_wait() -> None:
     asyncio.run(take())
 
 
+@pytest.mark.slow
 def test_an_actor_takes_its_share_of_the_rate_and_retries_wait_as_well(build: Build, server: Server) -> None:
     server.plans["q0"] = [reply(b"{"), well]
     started = time.monotonic()

@@ -192,6 +192,7 @@ TROUBLES: dict[str, tuple[Action, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_trouble_that_passes_costs_nothing(trouble: str, build: Build, server: Server) -> None:
     action, reason = TROUBLES[trouble]
@@ -334,6 +335,7 @@ def test_an_unknown_model_stops_the_run(build: Build, server: Server) -> None:
         build().run([choose("fine"), choose("q")])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_stops_asking(build: Build, server: Server) -> None:
     server.plans["q4"] = [interrupt]
     server.plans["q"] = [slow]

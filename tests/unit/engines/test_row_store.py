@@ -115,6 +115,7 @@ def test_finished_rows_whose_files_were_removed_are_reported(stored: Stored) -> 
         stored.store.check_complete(chunked("a", "b"))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     files=st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6), max_size=4),

@@ -300,6 +300,7 @@ def test_what_a_gateway_quotes_of_a_provider_is_adapted_to(serve: Serve) -> None
     assert isinstance(one(engine, SAMPLE), CompletionResult) and len(server.asked) == 4
 
 
+@pytest.mark.slow
 def test_an_error_in_place_of_a_reply_is_the_engines_in_the_servers_words(serve: Serve) -> None:
     failed = {
         "finish_reason": "error",

@@ -21,6 +21,7 @@ def cases(ual: float, seeds: int = 3, corruption: float = 0.0) -> list[Case]:
     return [case(arm, seed, level, corruption=corruption) for seed in range(seeds) for arm, level in levels.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ual", "expected"), [(1.2, ["better", "better"]), (1.7, ["worse", "worse"])])
 def test_a_difference_that_all_seeds_share_has_a_verdict(ual: float, expected: list[str]) -> None:
     found = [finding for finding in compare(cases(ual), 0.0, "ual") if finding.metric == "kl"]
@@ -30,6 +31,7 @@ def test_a_difference_that_all_seeds_share_has_a_verdict(ual: float, expected: l
     assert all(finding.ci_low < finding.difference < finding.ci_high and finding.p_holm >= finding.p_value for finding in found)
 
 
+@pytest.mark.slow
 def test_two_seeds_are_inconclusive() -> None:
     assert {finding.verdict for finding in compare(cases(1.2, seeds=2), 0.0, "ual")} == {"inconclusive"}
 
@@ -40,12 +42,14 @@ def test_a_difference_of_which_the_seeds_disagree_is_inconclusive() -> None:
     assert {finding.verdict for finding in compare(mixed, 0.0, "ual")} == {"inconclusive"}
 
 
+@pytest.mark.slow
 def test_each_corruption_is_compared_on_its_own() -> None:
     both = cases(1.2) + cases(1.7, corruption=1.0)
     assert {finding.verdict for finding in compare(both, 0.0, "ual")} == {"better"}
     assert {finding.verdict for finding in compare(both, 1.0, "ual")} == {"worse"}
 
 
+@pytest.mark.slow
 def test_the_tables_show_means_spreads_and_verdicts() -> None:
     both = cases(1.2) + cases(1.7, corruption=1.0)
     text = tables(both, [finding for share in (0.0, 1.0) for finding in compare(both, share, "ual")])

@@ -128,6 +128,7 @@ def compared(roles: dict[str, Role], seeds: int, truth: dict[tuple[str, str], fl
 DEVIATION, QUESTIONS_ERROR = 0.03, 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arms", "references", "seeds"), [(1, 1, 3), (1, 3, 5), (2, 3, 5)])
 def test_a_difference_is_found_as_often_as_promised_among_several_arms_and_references(
     arms: int, references: int, seeds: int

@@ -98,6 +98,7 @@ def test_side_by_side_gives_the_same_as_one_after_another(lab: Lab) -> None:
     assert "up to 3 side by side (experiment.parallel=3)" in lab.console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_failure_ends_it_after_those_that_run_and_all_failures_are_printed(lab: Lab) -> None:
     lab.fails = {"ual 3": UserError("no row is left"), "sft 1": UserError("no disk is left")}
     with pytest.raises(UserError, match="no row is left"):

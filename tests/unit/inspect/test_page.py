@@ -63,6 +63,7 @@ def labels_of(folder: Path, n: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_self_check_has_a_section(tmp_path: Path, read_page: Any) -> None:
     found = asdict(Quality(20, 4, 1, 0.875, None, None, auroc_low=0.625, auroc_high=0.96875))
     check = {"rows": 21, "swapped": 4, "estimators": {UNTRUSTED: found}, "uncertainty": "nll", "reason": "as configured"}
@@ -73,6 +74,7 @@ def test_the_self_check_has_a_section(tmp_path: Path, read_page: Any) -> None:
     assert UNTRUSTED not in page
 
 
+@pytest.mark.slow
 def test_a_whole_page_in_order(tmp_path: Path, read_page: Any) -> None:
     page = page_of(
         tmp_path, rows_of(60), labels=labels_of(tmp_path, 60), engine=EngineConfig(price_per_million_prompt_tokens=1.0)
@@ -96,6 +98,7 @@ def test_a_whole_page_in_order(tmp_path: Path, read_page: Any) -> None:
     assert "Detection of" not in to_html(inspect(tmp_path / "scored"))
 
 
+@pytest.mark.slow
 def test_nothing_comes_from_elsewhere(tmp_path: Path, read_page: Any) -> None:
     page = page_of(tmp_path, rows_of(40))
     found = read_page(page)
@@ -112,6 +115,7 @@ def test_nothing_comes_from_elsewhere(tmp_path: Path, read_page: Any) -> None:
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
 
 
+@pytest.mark.slow
 def test_untrusted_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
     said = [{"role": UNTRUSTED, "content": UNTRUSTED}, {"role": "assistant", "content": UNTRUSTED}]
     values = {"source": UNTRUSTED, "given_id": UNTRUSTED, "messages": said, "elicitor": UNTRUSTED, "prompt_hash": UNTRUSTED}
@@ -126,6 +130,7 @@ def test_untrusted_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
     assert "<script>alert(1)</script>" in found.text and "{{ 7*7 }}" in found.text
 
 
+@pytest.mark.slow
 def test_untrusted_estimators_stay_text(tmp_path: Path, read_page: Any) -> None:
     page = page_of(tmp_path, rows_of(40, **{f"uncertainty_{UNTRUSTED}": 0.5}), estimators=(UNTRUSTED, "verbalized_error"))
     assert {tag for tag, _ in read_page(page).tags} & {"script", "img"} == set()
@@ -149,6 +154,7 @@ def test_missing_values_are_dashes(tmp_path: Path, values: dict[str, Any], n: in
     assert "–" in text
 
 
+@pytest.mark.slow
 def test_a_sole_estimator_has_no_matrix(tmp_path: Path) -> None:
     assert "Agreement of" not in page_of(tmp_path, rows_of(5), estimators=("verbalized_error",))
 

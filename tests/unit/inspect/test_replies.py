@@ -55,6 +55,7 @@ def test_each_kind_of_reply_is_shown(tmp_path: Path) -> None:
     assert (len(reply.texts), reply.hidden) == (8, 12)
 
 
+@pytest.mark.slow
 def test_replies_are_escaped(tmp_path: Path, read_page: Any) -> None:
     rows = many(30)
     folder_of(tmp_path, rows)

@@ -50,6 +50,7 @@ def test_flattened_rows_have_positions_where_the_collator_gives_lengths_alone() 
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
 
 
+@pytest.mark.slow
 def test_a_pack_has_an_alpha_per_token() -> None:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 

@@ -117,6 +117,7 @@ def test_a_log_goes_on_where_a_dropped_connection_left_it(monkeypatch: pytest.Mo
     assert follow(jobs, "ual-x") == (JobStatus.FAILED, "first line\nsecond\n")
 
 
+@pytest.mark.slow
 def test_a_connection_that_drops_after_a_long_silence_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONNECT_SECONDS", 0.2)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.0)

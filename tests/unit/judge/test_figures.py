@@ -28,6 +28,7 @@ def quick() -> EvaluateConfig:
     return EvaluateConfig(resamples=100)
 
 
+@pytest.mark.slow
 def test_figures_by_benchmark() -> None:
     rows = [verdict(number, 1.75) for number in range(8)] + [verdict(number, 1.25, benchmark="b") for number in range(8, 16)]
     rows += [verdict(number, None, benchmark="c") for number in range(16, 18)]
@@ -36,6 +37,7 @@ def test_figures_by_benchmark() -> None:
     assert (figures["judge"], figures["reasons"], figures["parse_rate"]) == ("big", {"overlong": 2}, pytest.approx(16 / 18))
 
 
+@pytest.mark.slow
 def test_a_pair_that_two_benchmarks_have_counts_once_overall() -> None:
     def asked(number: int, *values: float | None, **more: Any) -> list[dict[str, Any]]:
         messages = [{"role": "user", "content": f"Question {number}?"}]
@@ -58,12 +60,14 @@ def test_a_pair_that_two_benchmarks_have_counts_once_overall() -> None:
         assert rates["overall"]["win_rate"] == pytest.approx(100 * (8 * 0.8 + 5 * 0.2) / 13)
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_is_called_as_all_of_them_does_not_take_their_place() -> None:
     rows = [verdict(number, 1.75) for number in range(8)]
     rows += [verdict(number, 1.25, benchmark="overall") for number in range(8, 16)]
     assert win_rates(rows, quick())["win_rates"]["overall"]["win_rate"] == 50
 
 
+@pytest.mark.slow
 def test_the_order_of_verdicts_does_not_matter() -> None:
     rows = [verdict(number, 1 + number / 20) for number in range(20)]
     one, other = win_rates(rows, quick()), win_rates(rows[::-1], quick())
@@ -88,6 +92,7 @@ def test_no_verdict_at_all() -> None:
         win_rates([verdict(1, None)], quick())
 
 
+@pytest.mark.slow
 def test_metrics_have_their_interval_and_n_beside_them() -> None:
     named = metrics(win_rates([verdict(number, 1 + number / 20) for number in range(20)], quick()))
     for name in ("win_rate.overall", "length_controlled_win_rate.overall"):
@@ -116,6 +121,7 @@ def test_the_line_says_rates_numbers_and_lengths() -> None:
     )
 
 
+@pytest.mark.slow
 def test_models_are_ranked_by_the_deciding_judges_win_rates_alone() -> None:
     from ual_ray.judge.step import RANKED
 

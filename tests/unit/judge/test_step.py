@@ -59,6 +59,7 @@ def test_candidates_that_were_judged_on_the_same_questions_share_a_data_set(tmp_
     assert first == verdicts(1.9, "b", "a", "b") != verdicts(1.9, "b", "c")
 
 
+@pytest.mark.slow
 def test_what_was_judged_is_not_judged_again(bench: Bench) -> None:
     first = judge_pairs(config(), bench.judging())
     again = judge_pairs(config(), bench.judging("again"))
@@ -104,6 +105,7 @@ def test_fewer_missing_verdicts_than_allowed_are_counted_and_left_out(bench: Ben
     assert bias["n_first"] + bias["n_second"] == 29 and bias["difference"] == pytest.approx(2 * 0.7310586 - 1)
 
 
+@pytest.mark.slow
 def test_rows_that_the_engine_failed_on_are_sent_again(bench: Bench) -> None:
     away = True
 

@@ -134,6 +134,7 @@ def test_equal_lengths_leave_the_raw_rate() -> None:
     assert (got.length_controlled_win_rate, got.length_effect) == (pytest.approx(got.win_rate, abs=0.01), 0)
 
 
+@pytest.mark.slow
 def test_a_small_lead_is_not_taken_for_none() -> None:
     random = np.random.default_rng(5)
     wins = random.uniform(0.05, 1, 40)
@@ -163,6 +164,7 @@ def test_one_row() -> None:
     assert (got.win_rate_low, got.length_controlled_win_rate, got.length_controlled_high) == (None, None, None)
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3000), st.integers(0, 3000)), min_size=5, max_size=40),
     strength=st.sampled_from([0.1, 1.0, 20.0]),
@@ -178,6 +180,7 @@ def test_swapping_the_sides_mirrors_the_rates(rows: list[tuple[float, int, int]]
         assert one.length_controlled_win_rate + other.length_controlled_win_rate == pytest.approx(100, abs=0.01)
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3000), st.integers(0, 3000)), min_size=5, max_size=40),
     seed=st.integers(0, 99),

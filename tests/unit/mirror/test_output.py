@@ -78,6 +78,7 @@ def test_a_file_system_that_does_not_answer_is_an_error_soon(monkeypatch: pytest
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_an_input_is_fetched_without_models_and_mlflow_or_mlflow_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Remote("hdfs://bucket/run", LocalFileSystem(), str(tmp_path / "there"))
     of_mlflow = ("mlflow.db", "mlflow-artifacts/1/x")

@@ -60,6 +60,7 @@ def test_files_are_copied_while_it_works_and_the_rest_at_the_end(machine: Machin
     assert there(tmp_path) == {"owner.json": "{}", "x": "22"}
 
 
+@pytest.mark.slow
 def test_another_machine_fetches_and_the_first_one_sees_what_it_wrote(machine: Machine, tmp_path: Path) -> None:
     first, second = machine("a"), machine("b")
     with first.held(print):
@@ -73,6 +74,7 @@ def test_another_machine_fetches_and_the_first_one_sees_what_it_wrote(machine: M
         assert {file.name: file.read_text() for file in again.root.iterdir()} == {"owner.json": "{}", "x": "of b"}
 
 
+@pytest.mark.slow
 def test_after_a_kill_this_machine_keeps_what_was_not_copied(machine: Machine, tmp_path: Path) -> None:
     removed = ("train/gone", "train/checkpoints/gone", "mlflow-spool/gone")
     killed = machine("a")
@@ -91,6 +93,7 @@ def test_after_a_kill_this_machine_keeps_what_was_not_copied(machine: Machine, t
     assert there(tmp_path) == {"owner.json": "{}", "late": "not copied", "train/started.json": "{}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_stage_that_was_done_after_the_last_copy_before_a_kill_gets_no_file_back(
     machine: Machine, tmp_path: Path, forced: bool
@@ -109,6 +112,7 @@ def test_a_stage_that_was_done_after_the_last_copy_before_a_kill_gets_no_file_ba
     assert "train/rows-of-before" not in there(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_row_store_that_was_forgotten_before_a_kill_gets_no_row_back(machine: Machine, tmp_path: Path) -> None:
     killed, rows = machine("a"), "elicit/store/key/finished/rows-of-before"
     with killed.held(print):
@@ -186,6 +190,7 @@ def test_a_working_folder_that_was_cleared_is_fetched_again_and_its_copy_is_kept
     assert {name: text for name, text in there(tmp_path).items() if name != transfer.TIMES} == files
 
 
+@pytest.mark.slow
 def test_a_working_folder_that_is_removed_while_a_command_runs_ends_in_an_error_and_removes_nothing_there(
     machine: Machine, tmp_path: Path
 ) -> None:
@@ -197,6 +202,7 @@ def test_a_working_folder_that_is_removed_while_a_command_runs_ends_in_an_error_
     assert there(tmp_path) == {"owner.json": "{}", "x": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [False, True])
 def test_a_start_that_fails_keeps_what_was_not_copied_before(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: bool
@@ -248,6 +254,7 @@ def test_a_run_that_lost_its_folder_copies_nothing_more_and_ends_with_an_error(m
     assert "x" not in there(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_command_that_lost_its_folder_is_ended_soon(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, before = machine("a"), machine("b"), signal.getsignal(signal.SIGTERM)
     end_on_sigterm()
@@ -320,6 +327,7 @@ def test_a_folder_of_runs_is_no_output_and_a_stage_of_its_own_is(machine: Machin
         assert (tmp_path / "a" / "run" / "first" / "started.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_file_system_that_fails_is_tried_again_and_then_an_error(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

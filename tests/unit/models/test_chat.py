@@ -79,6 +79,7 @@ def test_a_role_the_template_refuses_is_a_value_error(style: str, chat_tokenizer
         ChatRenderer(chat_tokenizer(style)).conversation(messages)
 
 
+@pytest.mark.slow
 @given(
     reply=st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1),
     style=st.sampled_from(STYLES),

@@ -56,6 +56,7 @@ def test_it_is_measured_once_and_only_where_it_is_not_known(monkeypatch: pytest.
     assert len(measured) == 1
 
 
+@pytest.mark.slow
 def test_the_callers_modes_do_not_reach_the_measurement() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

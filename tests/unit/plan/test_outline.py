@@ -137,6 +137,7 @@ def test_devices_are_gpus_where_they_are_asked_for() -> None:
     assert "of weights per GPU" in lines["memory per actor"] or "not known" in lines["memory per actor"]
 
 
+@pytest.mark.slow
 def test_a_billion_rows_on_a_thousand_actors() -> None:
     rates = RATES | {"failures_per_actor_hour": 0.05}
     found = plan(10**9, rates, "engine.max_actors=1000", "engine.rows_per_block=4096")
@@ -155,6 +156,7 @@ def test_what_would_be_simulated_for_hours_is_only_expected(failures: dict[str, 
 SLOW = ["--rate", "elicit.rows_per_second=0.001"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

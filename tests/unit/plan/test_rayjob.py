@@ -36,6 +36,7 @@ def test_the_template_is_the_file_of_cluster() -> None:
     assert PLACES[1] == TEMPLATE and TEMPLATE.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [[], ["engine.gpus_per_actor=1", "engine.max_actors=1000", "train.gpus_per_worker=1", "train.num_workers=16"]],
@@ -95,6 +96,7 @@ def test_the_name_follows_the_configuration() -> None:
     assert manifest()["spec"]["entrypoint"] == f"ual run -c /shared/{name}.yaml runtime.address=auto"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a b", "a #1", "a: b", "it's", "$HOME", 'a"b', "$(id)", "ünï"])
 def test_the_run_writes_to_the_planned_output_whatever_its_name(name: str, tmp_path: Path) -> None:
     """The operator's shell reads the entrypoint, `ray job submit` quotes its words again, and the head's shell reads these."""

@@ -46,6 +46,7 @@ def drawn(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_every_model_has_a_diagram_before_and_after_scaling() -> None:
     models = {name: {"raw": part(seed=seed), "scaled": part(seed=seed + 9)} for seed, name in enumerate(("sft", "ual"))}
     figure = reliability_diagrams(models)
@@ -61,6 +62,7 @@ def test_every_model_has_a_diagram_before_and_after_scaling() -> None:
     assert drawn(figure)
 
 
+@pytest.mark.slow
 def test_what_was_not_scaled_has_one_curve() -> None:
     figure = reliability_diagrams({"base": {"raw": part(1), "scaled": None}, "odd": {"raw": None}})
     assert [len(axes.lines) for axes in figure.axes] == [2, 1]
@@ -68,6 +70,7 @@ def test_what_was_not_scaled_has_one_curve() -> None:
     assert drawn(figure)
 
 
+@pytest.mark.slow
 def test_a_row_of_panels_per_model_with_one_colour_per_token() -> None:
     names = ("base", "sft", "constant", "ual")
     figure = clusters({name: points(seed=seed) for seed, name in enumerate(names)})
@@ -106,6 +109,7 @@ def test_tokens_can_be_seen(text: str, shown: str) -> None:
     assert label(text) == shown
 
 
+@pytest.mark.slow
 def test_damaged_points_are_refused_by_name(tmp_path: Path) -> None:
     np.savez_compressed(file := tmp_path / "clusters.npz", **(before := points()))
     for _ in each_damage(file, flips=500):  # without a checksum; some of the bits have members left out

@@ -32,6 +32,7 @@ def test_alphas_of_all_arms_are_on_one_scale() -> None:
     assert [patch.get_data().values.sum() for patch in axes.patches] == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_panel_per_arm_that_has_bins() -> None:
     lines = [{"step": step, "nll/uncertainty_bin_1": 1.0, "nll/uncertainty_bin_2": 2.0} for step in (1, 2)]
     figure = training.loss_by_uncertainty({"sft": lines, "none": [{"step": 1, "nll": 1.0}], "ual": lines}, [0.1, 0.3, 0.5])
@@ -59,6 +60,7 @@ def test_a_long_curve_is_averaged_over_neighbours() -> None:
     assert training.curve(lines, "other").shape == (0, 2)
 
 
+@pytest.mark.slow
 def test_nothing_measured_makes_an_empty_plot() -> None:
     for figure in (
         uncertainty_by_source({}),

@@ -50,6 +50,7 @@ def test_colours_are_those_of_the_page() -> None:
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
 
 
+@pytest.mark.slow
 def test_the_same_figure_gives_the_same_text_and_plots_share_no_ids() -> None:
     def ids(svg: str) -> set[str]:
         return set(re.findall(r'\bid="([^"]*)"', svg))
@@ -96,6 +97,7 @@ def test_more_sources_than_colours_are_counted_together() -> None:
     assert sum(bar.get_height() for bar in axes.patches) == 45
 
 
+@pytest.mark.slow
 def test_plots_that_are_drawn_at_the_same_time_keep_their_style_and_leave_none_behind() -> None:
     begun, overlapping, ended = threading.Event(), threading.Event(), threading.Event()
     seen: list[bool] = []

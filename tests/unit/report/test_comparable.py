@@ -113,6 +113,7 @@ def test_a_model_from_elsewhere_may_be_measured_otherwise(tmp_path: Path) -> Non
     assert "foreign" in report_on([run, tmp_path / "elsewhere"], None, console()[0]).models
 
 
+@pytest.mark.slow
 def test_judges_that_differ_are_not_averaged(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / str(seed), seed) for seed in (0, 1)]
     for seed, run in enumerate(runs):
@@ -168,6 +169,7 @@ def other_answers(home: Path) -> None:
     record(home / "evaluate" / "k", {"engine": LOCAL, "model": digest(fingerprint)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [other_alphas, other_training, trained_again, other_answers])
 def test_results_of_a_model_before_its_newest_stage_are_not_taken_for_those_of_the_newest(tmp_path: Path, change: Any) -> None:
     """A run with another configuration that was interrupted: the role and the alphas would be those of another model."""
@@ -231,6 +233,7 @@ def test_answers_of_another_model_by_the_name_of_an_arm_are_not_taken_for_those_
         report_on([run], None, console()[0])
 
 
+@pytest.mark.slow
 def test_a_model_from_elsewhere_is_no_further_training_of_an_arm_of_its_name(tmp_path: Path) -> None:
     """Its folder has a seed of its own, and nothing of how it was trained."""
     runs = [run_of(tmp_path / f"run{seed}", seed) for seed in (0, 1)]

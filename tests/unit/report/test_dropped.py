@@ -23,6 +23,7 @@ from ual_ray.report.step import print_tables, write_page
 from ual_ray.stats.comparison import described
 
 
+@pytest.mark.slow
 def test_an_arm_that_was_dropped_from_the_configuration_after_its_results_still_counts_in_the_correction(
     tmp_path: Path,
 ) -> None:
@@ -37,6 +38,7 @@ def test_an_arm_that_was_dropped_from_the_configuration_after_its_results_still_
     assert {"another - sft", "ual - more_sft"} <= pairs_in(told) and "other - sft" not in pairs_in(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["none", "constant"])
 def test_a_reference_that_was_dropped_from_the_configuration_after_its_results_still_counts(tmp_path: Path, role: str) -> None:
     """Without an effect, an arm was better or worse in 17% of simulations, of four references all but one dropped."""
@@ -64,6 +66,7 @@ def test_a_reference_that_was_dropped_from_the_configuration_after_its_results_s
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["gsm8k.exact_match_strict", "win_rate", "held_out.nll_adjusted"])
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_measure_that_is_not_measured_any_more_after_its_results_still_comes_first(
@@ -91,6 +94,7 @@ def test_a_measure_that_is_not_measured_any_more_after_its_results_still_comes_f
     assert len(told) == seen
 
 
+@pytest.mark.slow
 def test_an_arm_that_was_trained_with_other_settings_after_its_results_is_told(tmp_path: Path) -> None:
     root = with_more_arms(tmp_path / "all", ["held_out.nll_adjusted"])
     home = root / "seed-1" / "arms" / "ual" / "evaluate"
@@ -121,6 +125,7 @@ def test_an_arm_that_was_trained_with_other_settings_after_its_results_is_told(t
     assert again.earlier == {} and not tried_before(again), "other questions were asked"
 
 
+@pytest.mark.slow
 def test_a_reference_that_was_dropped_from_the_judging_after_its_results_still_counts(tmp_path: Path) -> None:
     root, rates = with_more_arms(tmp_path / "all", ["win_rate"]), (60.0, 62.0, 64.0)
     (alone,) = judged_verdicts(found_of(root, [], rates))
@@ -170,6 +175,7 @@ def found_of(root: Path, more: list[str], rates: tuple[float, ...] = (), *, cali
     return make_findings(by_seed, Config().evaluate.model_copy(update={"confidence": 0.9}), 0, root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "primary",
     [
@@ -193,6 +199,7 @@ def test_win_rates_count_dropped_arms_as_other_measures_do(tmp_path: Path, prima
     assert [(one.rate.arm, one.p_holm) for one in every] == [(arm, alone.p_holm) for arm in ("ual", "other", "another")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["gsm8k.exact_match_strict", "win_rate"])
 def test_a_measure_that_nobody_has_is_left_out_whatever_arms_were_dropped(tmp_path: Path, measure: str) -> None:
     root = with_more_arms(tmp_path / "all", [measure, "held_out.nll_adjusted"])

@@ -47,6 +47,7 @@ def run_of(root: Path, seed: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_tasks_are_compared_over_training_seeds_next_to_the_benchmarks(tmp_path: Path) -> None:
     findings = compare_runs([run_of(tmp_path / str(seed), seed) for seed in (1, 2, 3)])
     found = {entry.benchmark: entry for entry in findings.comparisons.entries}
@@ -107,6 +108,7 @@ TASK: dict[str, object] = {
 }
 
 
+@pytest.mark.slow
 def test_models_that_were_given_a_task_in_different_ways_are_not_compared(tmp_path: Path) -> None:
     root = run_of(tmp_path / "run", 1)
     engine: dict[str, object] = {"engine": {"dtype": "bfloat16"}, "lm_eval": "0.4.13"}

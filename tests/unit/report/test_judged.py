@@ -213,6 +213,7 @@ def test_pairs_without_a_verdict_are_not_left_out_in_silence(valid: int, verdict
     assert ("11 of 200 pairs have no verdict" in (found.reason or "")) == (verdict == "inconclusive")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["without a verdict", "cut"])
 def test_pairs_that_are_lost_without_a_verdict_or_cut_make_no_false_one(lost: str) -> None:
     """A twentieth of the pairs, all of them the other model's: the rates of the rest are 2.6 or 5 points above 50%."""

@@ -56,6 +56,7 @@ def findings_of(ranked: float, others: int = 0) -> Findings:
     return Findings(metrics={model: [] for model in models}, comparisons=found, roles=ROLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [0, 30])
 def test_an_arm_that_ranks_its_errors_worse_is_not_promoted_however_much_else_is_compared(others: int) -> None:
     objection = objection_to("ual", findings_of(2.2, others))
@@ -81,6 +82,7 @@ def test_the_report_names_the_arm_that_the_guard_stands_against(tmp_path: Path) 
         assert "held_out.token_aurc (AURC of tokens; lower is better)" in text
 
 
+@pytest.mark.slow
 def test_the_guard_names_an_arm_that_ranks_its_errors_worse_than_the_model_before_training() -> None:
     entries = findings_of(1.0).comparisons.entries
     against = tuple(replace(entry, reference="base") for entry in entries)

@@ -77,6 +77,7 @@ def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
     assert len(whole) < 500_000
 
 
+@pytest.mark.slow
 def test_nothing_comes_from_elsewhere(whole: str, read_page: Any) -> None:
     found = read_page(whole)
     assert {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"} == set()
@@ -144,6 +145,7 @@ def test_what_is_of_one_training_seed_is_told_and_validation_is_the_mean_over_al
     assert "of the first of" not in to_html(collect(small), drawn)
 
 
+@pytest.mark.slow
 def test_measures_are_named_once_in_the_order_of_their_tests_with_what_all_their_verdicts_lack(
     small: Path, read_page: Any
 ) -> None:

@@ -42,6 +42,7 @@ def test_the_verdict_is_that_of_the_planned_seeds(
     assert len(found.folders["calibrated"]["ual"]) == counted and found.roles["ual"] == "ual"
 
 
+@pytest.mark.slow
 def test_runs_in_folders_that_are_called_as_those_of_an_experiments_seeds_all_count(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / f"seed-{seed}", seed) for seed in (5, 6, 7)]
     record = described(["held_out.nll_adjusted"]) | {"confidence": 0.9, "seeds": [0, 1, 2]}
@@ -52,6 +53,7 @@ def test_runs_in_folders_that_are_called_as_those_of_an_experiments_seeds_all_co
     assert (entry.seeds, entry.verdict, found.added_seeds) == (3, "better", [])
 
 
+@pytest.mark.slow
 def test_models_from_elsewhere_need_no_planned_seed(tmp_path: Path) -> None:
     """An evaluation alone has no training seed, which counts as 0."""
     root = scenario_of(tmp_path / "all", [4, 5, 6], [4, 5, 6])
@@ -60,6 +62,7 @@ def test_models_from_elsewhere_need_no_planned_seed(tmp_path: Path) -> None:
     assert found.added_seeds == [] and found.seeds == {"base": 1, "foreign": 1, "sft": 3, "ual": 3}
 
 
+@pytest.mark.slow
 def test_a_model_from_elsewhere_that_lacks_what_decides_is_inconclusive_wherever_it_is_shown(
     tmp_path: Path, report_folder: Path
 ) -> None:

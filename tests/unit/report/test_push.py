@@ -104,6 +104,7 @@ def test_model_card_and_rows_are_there_and_private(run: Path, hub: Hub, capsys: 
     assert SECRET not in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_pushed_again_only_what_changed_is_sent_and_old_shards_go(run: Path, hub: Hub) -> None:
     assert push(run) == 0
     assert push(run) == 0
@@ -163,6 +164,7 @@ def test_an_arm_without_a_verdict_is_not_pushed(run: Path, hub: Hub, capsys: pyt
     assert "no verdict on the arm 'sft'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_link_out_of_the_folder_is_refused(run: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "private.txt").write_text("mine")
     (run / "arms/ual/train/k/model/notes.txt").symlink_to(tmp_path / "private.txt")
@@ -196,6 +198,7 @@ def report(run: Path, **changes: Any) -> None:
     (run / "report/findings.json").write_text(json.dumps(replace(FOUND, **changes).as_dict()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [False, True])
 def test_the_rows_are_those_that_the_report_is_about(run: Path, hub: Hub, scenario: bool) -> None:
     """Rows that were scored again since belong to no model of the report; scenarios of an experiment share theirs."""

@@ -30,6 +30,7 @@ from ual_ray.run.stage_cache import point_to
 from ual_ray.run.step import Session
 
 
+@pytest.mark.slow
 def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_path: Path) -> None:
     terminal, printed = console()
     page = tmp_path / "pages" / "out.html"
@@ -57,6 +58,7 @@ def test_without_calibration_the_report_says_what_to_set(tmp_path: Path, report_
         assert "Primary comparison" not in text
 
 
+@pytest.mark.slow
 def test_the_newest_results_of_a_model_count_and_copies_do_not(tmp_path: Path) -> None:
     root = run_of(tmp_path / "run")
     newer = evaluated(root / "arms" / "ual" / "evaluate" / "l", "ual", 0.3, 5)
@@ -122,6 +124,7 @@ def test_two_evaluations_of_one_name_below_a_folder_are_not_mixed_up_in_silence(
     assert "old/evaluate/k" in str(error.value) and "new/evaluate/k" in str(error.value)
 
 
+@pytest.mark.slow
 def test_runs_with_other_seeds_are_one_arm_with_several_seeds(tmp_path: Path) -> None:
     roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2, 3)]
     terminal, printed = console()
@@ -133,6 +136,7 @@ def test_runs_with_other_seeds_are_one_arm_with_several_seeds(tmp_path: Path) ->
     assert "ual - sft: 3 seeds 0.0" in " ".join(printed.getvalue().split()), "what more seeds would find"
 
 
+@pytest.mark.slow
 def test_the_mean_alpha_is_that_of_all_seeds(tmp_path: Path) -> None:
     roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
     write_record(
@@ -172,6 +176,7 @@ def test_metrics_of_a_training_that_were_cut_are_no_shorter_curve(tmp_path: Path
         report_on([root], None, console()[0])
 
 
+@pytest.mark.slow
 def test_every_reference_of_the_judge_is_in_the_report(tmp_path: Path, report_folder: Path) -> None:
     root = run_of(tmp_path / "run")
     for reference in ("sft", "base"):
@@ -197,6 +202,7 @@ def test_two_pairs_of_one_name_are_not_mixed_up_in_silence(tmp_path: Path) -> No
         report_on([root], None, console()[0])
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
     roots = [run_of(tmp_path / name, seed=3) for name in ("first", "second")]
     with pytest.raises(UserError, match="results of 'sft' with the training seed 3") as error:
@@ -281,6 +287,7 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -315,6 +322,7 @@ def test_two_models_before_training_are_not_one(tmp_path: Path, seeds: tuple[int
     assert {*report_on(roots, None, console()[0]).models} == {"base", "one", "two"}
 
 
+@pytest.mark.slow
 def test_arms_of_one_name_and_different_maps_are_not_one_method(tmp_path: Path) -> None:
     roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
     started = {"digest": "0", "inputs": {"spec": {"map": "shuffled"}}}
@@ -323,6 +331,7 @@ def test_arms_of_one_name_and_different_maps_are_not_one_method(tmp_path: Path) 
         report_on(roots, None, console()[0])
 
 
+@pytest.mark.slow
 def test_copies_of_one_training_do_not_count_as_seeds_and_the_report_names_them(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / str(seed), seed) for seed in (0, 1, 2)]
     assert {entry.verdict for entry in report_on(runs, None, console()[0]).comparisons.entries if entry.primary} == {"better"}
@@ -342,6 +351,7 @@ def test_copies_of_one_training_do_not_count_as_seeds_and_the_report_names_them(
         assert "ual: the training seed 2 has the likelihoods of the seed 0, in every question" in words
 
 
+@pytest.mark.slow
 def test_what_is_named_as_compared_is_of_a_seed_that_counts(tmp_path: Path) -> None:
     """Whatever the order of the folders: of two copies, the one of the larger seed is left out."""
     runs = {seed: run_of(tmp_path / str(seed), seed) for seed in (0, 1)}
@@ -355,6 +365,7 @@ def test_what_is_named_as_compared_is_of_a_seed_that_counts(tmp_path: Path) -> N
         assert named.startswith(f"{runs[0]}/arms/ual/"), kind
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_trained_here_is_no_copy_of_a_training(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / str(seed), seed) for seed in (0, 1)]
     for run in runs:
@@ -380,6 +391,7 @@ def test_a_copied_file_of_results_is_an_error(tmp_path: Path) -> None:
         report_on([run], None, console()[0])
 
 
+@pytest.mark.slow
 def test_the_settings_of_the_trainings_are_read(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     for arm, epochs in (("sft", 3), ("ual", 4)):

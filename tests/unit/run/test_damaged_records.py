@@ -70,6 +70,7 @@ RECORDS: dict[str, tuple[Callable[[Path], Reader], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_damaged_record_is_refused_by_name(name: str, tmp_path: Path) -> None:
     make, file = RECORDS[name]
@@ -111,6 +112,7 @@ def curve(file: Path) -> list[dict[str, float]]:
     return read_curve(file)
 
 
+@pytest.mark.slow
 def test_a_damaged_curve_is_refused_by_name(tmp_path: Path) -> None:
     before, refused = str(curve(file := tmp_path / "metrics.jsonl")), 0
     for _ in each_damage(file, flips=600):

@@ -137,6 +137,7 @@ def test_a_cluster_of_one_machine_is_not_asked(tmp_path: Path, monkeypatch: pyte
     machines.check_shared(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_file_may_appear_late(tmp_path: Path) -> None:
     late = tmp_path / "late"
     timer = threading.Timer(0.5, late.touch)

@@ -48,6 +48,7 @@ def tasks() -> Tasks:
     return Tasks()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [-1, 1, 2, 3, 100])
 def test_results_are_in_the_order_of_the_tasks_and_no_more_run_than_there_is_room_for(tasks: Tasks, room: int) -> None:
     # The first tasks end last.
@@ -61,6 +62,7 @@ def test_no_tasks_have_no_results(tasks: Tasks) -> None:
     assert tasks.run({}, 2) == {}
 
 
+@pytest.mark.slow
 def test_after_a_failure_none_starts_those_that_run_end_and_all_errors_are_told(tasks: Tasks) -> None:
     given = {
         0: tasks.make(0, 0.6),
@@ -74,12 +76,14 @@ def test_after_a_failure_none_starts_those_that_run_end_and_all_errors_are_told(
     assert tasks.failed == [(1, "the disk is full"), (2, "too late")]
 
 
+@pytest.mark.slow
 def test_of_several_errors_the_one_of_the_first_task_is_raised(tasks: Tasks) -> None:
     with pytest.raises(ValueError, match="of the first"):
         tasks.run({0: tasks.make(0, 0.4, ValueError("of the first")), 1: tasks.make(1, 0.05, OSError("of the second"))}, 2)
     assert [name for name, _ in tasks.failed] == [1, 0]
 
 
+@pytest.mark.slow
 def test_room_that_grows_is_used(tasks: Tasks) -> None:
     side_by_side(
         {n: tasks.make(n, 0.3) for n in range(5)}, lambda: 1 if len(tasks.started) < 2 else 3, lambda *_: None, grace_seconds=5
@@ -87,6 +91,7 @@ def test_room_that_grows_is_used(tasks: Tasks) -> None:
     assert tasks.started[:2] == [0, 1] and tasks.most == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_every_task_and_none_starts(number: signal.Signals) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(SystemExit(143)))
@@ -112,6 +117,7 @@ def test_a_signal_reaches_every_task_and_none_starts(number: signal.Signals) -> 
     assert sorted(saved) == sorted(started) == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_task_that_does_not_listen_is_left_after_the_grace() -> None:
     forever = threading.Event()
     threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
@@ -129,6 +135,7 @@ def test_outside_of_a_task_nothing_is_ending_and_calls_stay_in_their_thread() ->
     assert in_waiting_thread(threading.get_ident) == threading.get_ident()
 
 
+@pytest.mark.slow
 def test_calls_of_tasks_are_made_in_the_thread_that_waits_and_their_errors_are_those_of_the_task(tasks: Tasks) -> None:
     def fails() -> None:
         in_waiting_thread(tasks.make(1, error=OSError("no cluster")))
@@ -140,6 +147,7 @@ def test_calls_of_tasks_are_made_in_the_thread_that_waits_and_their_errors_are_t
     assert tasks.failed == [(0, "no cluster")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_of_a_call_ends_all_tasks(raised: type[BaseException]) -> None:
     ended: list[int] = []

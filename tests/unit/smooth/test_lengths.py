@@ -188,6 +188,7 @@ LAST_REPLY_APART = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_mixture_draws_sequences_of_which_a_row_may_have_several(tmp_path: Path, model: str, shared: bool) -> None:
     """Rows of three replies are three sequences here: their source gives as many samples, from three times as many."""
@@ -213,6 +214,7 @@ def test_a_mixture_draws_sequences_of_which_a_row_may_have_several(tmp_path: Pat
         assert store.mean_alpha(draws) == pytest.approx(0.1, rel=1e-6), name
 
 
+@pytest.mark.slow
 def test_what_is_trained_of_rows_is_in_the_key(tmp_path: Path, model: str) -> None:
     rows = [
         {"id": f"{n}", "split": "train", "source": "a", "messages": chat(PROSE * n), "uncertainty": n / 9} for n in range(1, 9)

@@ -65,6 +65,7 @@ def bisected(uncertainty: np.ndarray, mean: float, cap: float) -> np.ndarray:
     return np.minimum(high * uncertainty, cap)
 
 
+@pytest.mark.slow
 @given(uncertainty=scores, cap=st.floats(0.01, 0.99), share=st.floats(0, 1))
 def test_mean_matched_is_what_bisection_finds(uncertainty: list[float], cap: float, share: float) -> None:
     mean = share * reachable(uncertainty, cap)
@@ -114,6 +115,7 @@ def test_all_certain_rows_cannot_be_smoothed() -> None:
 # --- every map and control -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAPS)
 @given(uncertainty=scores)
 def test_maps_never_fall_and_treat_equals_alike(name: str, uncertainty: list[float]) -> None:
@@ -134,6 +136,7 @@ def test_alpha_stays_between_alpha_min_and_alpha_max(name: str, uncertainty: lis
     assert ((alpha >= 0.05 - 1e-15) & (alpha <= 0.25 + 1e-15)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAPS + CONTROLS)
 @given(uncertainty=with_holes)
 def test_as_many_alphas_as_rows_and_all_in_range(name: str, uncertainty: list[float]) -> None:
@@ -158,6 +161,7 @@ def test_the_input_is_left_alone() -> None:
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", MAPS)
 @given(uncertainty=st.lists(st.floats(0.01, 1), min_size=1, max_size=30), seed=st.integers(0, 2**31))
 def test_shuffled_hands_out_the_same_alphas(base: str, uncertainty: list[float], seed: int) -> None:
@@ -182,6 +186,7 @@ def test_only_shuffled_depends_on_the_seed() -> None:
         np.testing.assert_array_equal(assign_alpha(uncertainty, name, 0), assign_alpha(uncertainty, name, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", MAPS)
 @given(uncertainty=st.lists(st.one_of(ninths, st.floats(0.01, 1)), min_size=1, max_size=30))
 def test_inverted_hands_the_same_alphas_out_backwards(base: str, uncertainty: list[float]) -> None:

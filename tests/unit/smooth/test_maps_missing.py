@@ -45,6 +45,7 @@ def test_none_counts_as_missing() -> None:
     np.testing.assert_array_equal(assign([0.2, None, 0.6], map="rank"), assign([0.2, NAN, 0.6], map="rank"))  # type: ignore[list-item]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["default", "exclude"])
 @given(uncertainty=with_holes, seed=st.integers(0, 99))
 def test_scored_rows_are_mapped_as_if_alone(missing: str, uncertainty: list[float], seed: int) -> None:

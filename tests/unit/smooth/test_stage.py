@@ -84,6 +84,7 @@ def test_rows_without_a_score(missing: str, expected: dict[str, float], excluded
     assert (figures["rows"], figures["missing"], figures["excluded"]) == (3, 1, excluded)
 
 
+@pytest.mark.slow
 def test_the_seed_reaches_the_control_and_the_order_of_files_does_not(tmp_path: Path) -> None:
     uncertainty: dict[str, float | None] = {f"row{number}": number / 10 for number in range(1, 9)}
     (tmp_path / "1").mkdir()
@@ -96,6 +97,7 @@ def test_the_seed_reaches_the_control_and_the_order_of_files_does_not(tmp_path: 
     assert alphas(tmp_path / "1" / "0") != alphas(tmp_path / "1" / "1")
 
 
+@pytest.mark.slow
 def test_every_row_keeps_what_belongs_to_it(tmp_path: Path) -> None:
     """Alphas are computed in the order of ids and written in the order of files."""
     uncertainty: dict[str, float | None] = {f"row{number * 7 % 50:02d}": number / 50 for number in range(50)}
@@ -238,6 +240,7 @@ def test_an_arm_may_read_another_uncertainty_and_weight_its_rows(tmp_path: Path)
     assert table["loss_weight"].to_pylist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_what_a_filter_leaves_out_does_not_count_for_the_mean(tmp_path: Path) -> None:
     """With it, the arm that leaves its most smoothed rows out would smooth less than its control."""
     source = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6, "d": 1.0})

@@ -68,6 +68,7 @@ def test_the_same_seed_gives_the_same_draws_whatever_the_columns_and_blocks(monk
     assert BLOCK > 70
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_all_resamples_there_are() -> None:
     values = np.array([0.3, -0.1, 0.8, 0.2])
     every = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
@@ -101,6 +102,7 @@ def test_nll_per_token_is_a_ratio_of_sums_by_hand() -> None:
     assert found.ci_low == pytest.approx(every[0]) and found.ci_high == pytest.approx(every[2])
 
 
+@pytest.mark.slow
 def test_the_ratio_resamples_questions_and_not_tokens() -> None:
     random = np.random.default_rng(2)
     tokens = random.integers(1, 60, size=300).astype(float)
@@ -147,6 +149,7 @@ def test_the_p_value_is_seldom_small_by_chance() -> None:
     assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=30), st.integers(0, 5))
 def test_swapping_the_models_swaps_the_sign(pairs: list[tuple[float, float]], seed: int) -> None:
     mine, theirs = np.array(pairs).T
@@ -217,6 +220,7 @@ def test_many_seeds_do_not_make_up_for_few_questions(seeds: int, questions: int)
     assert 0.02 < small / 4000 <= null.MOST_FALSE
 
 
+@pytest.mark.slow
 def test_seeds_that_are_added_until_there_is_a_verdict_find_one_by_chance() -> None:
     """So those of the plan count alone: 0.025 there, 0.10 for who looks after three seeds, and after each one up to eight."""
     significant = null.p_values(8, 10.0, range(3, 9), 1000) < 0.05
@@ -248,6 +252,7 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_claims(
     assert least <= held / (10 * block) <= most
 
 
+@pytest.mark.slow
 def test_an_effect_is_found_with_enough_seeds() -> None:
     random = np.random.default_rng(3)
     found = [compare_seeds(list(random.normal(0.5, 1, (5, 100)) + random.normal(0, 0.1, (5, 1)))).p_value for _ in range(15)]
@@ -277,6 +282,7 @@ def test_holm_lies_between_the_plain_p_value_and_bonferroni(p_values: list[float
     assert (adjusted <= 0.05 + 1e-12).sum() >= rejected >= (adjusted <= 0.05 - 1e-12).sum(), "the step-down itself"
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(st.floats(0, 1), st.floats(0, 0.1), st.sampled_from([0.0, 0.01, 0.05, 1.0])), min_size=1, max_size=7))
 def test_holm_against_every_intersection(p_values: list[float]) -> None:
     """Holm is the closed test by Bonferroni: a hypothesis falls with every set of hypotheses that it belongs to."""

@@ -114,6 +114,7 @@ def test_one_or_two_trainings_say_nothing_about_the_method() -> None:
         assert (entry.seeds, entry.verdict) == (number, "inconclusive")
 
 
+@pytest.mark.slow
 def test_those_with_the_untrained_model_and_the_primary_ones_are_families_of_their_own() -> None:
     models = {name: {0: results(shift, seed=place)} for place, (name, shift) in enumerate({"sft": 0.0, "ual": -0.004}.items())}
     counted = {"sft": {0: tokens(0.0, 1)}, "ual": {0: tokens(-0.004, 2)}, "base": {0: tokens(0.5, 3)}}
@@ -127,6 +128,7 @@ def plain_bootstrap(columns: list[list[float]]) -> Estimate:
     return bootstrap(stacked, resampled_sums(stacked, 2000, 5), 0.95)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_plain_functions() -> None:
     mine, theirs = results(-0.01, 0.6, 1), results(0.0, 0.5, 2)
     found = compare_models({"sft": {0: theirs}, "ual": {0: mine}}, ROLES, resamples=2000, seed=5)
@@ -166,6 +168,7 @@ def test_seeds_pair_with_each_other_and_base_with_all_of_them() -> None:
     assert found["ual", "sft", "nll"].verdict == found["ual", "base", "nll"].verdict == "better"
 
 
+@pytest.mark.slow
 def test_a_large_family_gets_resamples_that_can_survive_it() -> None:
     models = {"sft": seeds(0.0)} | {f"arm{i}": seeds(-0.3, start=i + 2) for i in range(20)}
     found = compare_models(models, {"sft": "sft"} | {f"arm{i}": "ual" for i in range(20)}, resamples=100)

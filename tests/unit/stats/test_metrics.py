@@ -108,6 +108,7 @@ def test_no_rows_no_figures() -> None:
 SCORE = st.dictionaries(st.sampled_from(["p", "q", "r"]), st.none() | st.floats(-1, 1) | st.just(math.nan))
 
 
+@pytest.mark.slow
 @given(st.lists(st.none() | SCORE, max_size=12), st.integers(0, 5), st.integers(1, 4))
 def test_the_map_column_reads_as_its_rows_say(maps: list[dict[str, float | None] | None], cut: int, chunk: int) -> None:
     whole = pa.table(

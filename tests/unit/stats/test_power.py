@@ -47,6 +47,7 @@ def test_no_variance_finds_anything_and_nonsense_is_refused() -> None:
             detectable_difference(deviation, 0.0, seeds, power=power)
 
 
+@pytest.mark.slow
 @given(st.floats(0.001, 10), st.floats(0, 10), st.integers(2, 20))
 def test_more_seeds_find_smaller_differences(deviation: float, questions: float, seeds: int) -> None:
     assert detectable_difference(deviation, questions, seeds + 1) < detectable_difference(deviation, questions, seeds)

@@ -44,6 +44,7 @@ def test_auroc_by_hand() -> None:
     assert auroc([0.5, 0.5, 0.2], [0, 1, 1]) == 0.75
 
 
+@pytest.mark.slow
 @given(MIXED)
 def test_auroc_counts_pairs(rows: tuple[tuple[float, ...], tuple[bool, ...]]) -> None:
     scores, good = rows
@@ -98,6 +99,7 @@ def test_the_interval_holds_the_area_and_is_symmetric(area: float, wrong: int, g
     assert wider[1] - wider[0] <= high - low + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 1.0, 2.0, 3.0])
 def test_the_interval_covers(shift: float) -> None:
     """Of normal scores, 13 wrong and 51 good as in a self-check of 64 rows; the error of 500 draws is 1 point."""
@@ -201,6 +203,7 @@ def test_evenness_ends() -> None:
 # --- correlation and noise -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=30))
 def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
     first, second = np.array(pairs, dtype=np.float64).T

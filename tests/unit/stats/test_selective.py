@@ -27,6 +27,7 @@ def test_the_ratio_of_the_sums_is_the_aurc(digits: int) -> None:
     assert value / weight == pytest.approx(area_under_risk_coverage(sure, right), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digits", [1, 12])
 def test_its_standard_error_over_questions_is_that_of_the_whole_curve_resampled(digits: int) -> None:
     sure, right, place = answered(150, 12, digits, seed=3)

@@ -57,6 +57,7 @@ def test_a_database_in_a_new_folder_can_be_opened_and_other_stores_are_left_to_m
         check_database(uri)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a/b/c", "-", "名前", "x" * 500])
 def test_names_of_experiments_that_mlflow_takes_are_taken(name: str, tmp_path: Path, tables_made_once: None) -> None:
     with Tracker(TrackingConfig(experiment=name), tmp_path) as tracker:

@@ -35,6 +35,7 @@ def test_nothing_is_written_before_something_waits(tmp_path: Path) -> None:
 VALUES = st.dictionaries(st.text(max_size=4), st.floats(allow_nan=False) | st.text(max_size=9) | st.none(), max_size=3)
 
 
+@pytest.mark.slow
 @given(st.lists(st.builds(Operation, st.sampled_from(["tags", "metrics"]), st.text(max_size=5), VALUES), max_size=6))
 def test_operations_come_back_as_they_were_said(operations: list[Operation]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ from tracked import Network, runs_of, tracker_of
 from ual_ray.tracking.run import LONGEST_PARAM, flatten, legal_names
 
 
+@pytest.mark.slow
 def test_parameters_beyond_what_one_request_takes_and_changed_ones(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     many = {f"p{n}": n for n in range(250)}
@@ -24,6 +25,7 @@ def test_parameters_beyond_what_one_request_takes_and_changed_ones(tmp_path: Pat
     assert tracker.failures == 0
 
 
+@pytest.mark.slow
 def test_keys_that_mlflow_refuses_cost_no_parameter_and_no_tag(tmp_path: Path, network: Network) -> None:
     """Sources of train.mixture are named by the data."""
     weights = {"alpaca (v2)": 0.1, "alpaca _v2_": 0.2, "reddit[/r/x]": 0.3, "x" * 300: 0.4}
@@ -40,6 +42,7 @@ def test_keys_that_mlflow_refuses_cost_no_parameter_and_no_tag(tmp_path: Path, n
     assert "better" in found.tags.values() and found.tags["ual_ray.arm"] == "ual"
 
 
+@pytest.mark.slow
 def test_a_parameter_is_as_long_as_mlflow_takes_and_shows_its_cut(tmp_path: Path, network: Network) -> None:
     whole, long = "x" * 5000 + "end", "y" * 9000
     tracker = tracker_of(tmp_path)
@@ -61,6 +64,7 @@ def test_a_secret_within_a_list_is_masked(tmp_path: Path, network: Network) -> N
     assert params == {"engine.extra_body.tools": "[{'api_key': '***', 'name': 'x'}]", "path": "http:/***@h"}
 
 
+@pytest.mark.slow
 def test_several_tables_are_listed_and_a_second_of_one_name_replaces_it(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("report", tmp_path, {}) as run:
@@ -73,6 +77,7 @@ def test_several_tables_are_listed_and_a_second_of_one_name_replaces_it(tmp_path
     assert read == {"columns": ["x"], "data": [[2]]}
 
 
+@pytest.mark.slow
 def test_the_environment_and_the_commit(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ual_ray.config.environment.commit_tags", lambda: {"mlflow.source.git.commit": "abc"})
     tracker = tracker_of(tmp_path)

@@ -18,6 +18,7 @@ from ual_ray.tracking.run_file import logged_model
 from ual_ray.tracking.tracker import Tracker, default_uri
 
 
+@pytest.mark.slow
 def test_the_champion_is_the_run_s_own_version(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     client = tracker.client
@@ -36,6 +37,7 @@ def test_the_champion_is_the_run_s_own_version(tmp_path: Path, network: Network)
             champion_of(uri, "ual-ual", version, run_id, {})
 
 
+@pytest.mark.slow
 def test_a_model_is_registered_once_whatever_the_network_does(
     tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ def test_the_run_of_the_whole_shows_data_sets_and_models(tmp_path: Path, network
     assert evaluation.data.metrics == {"gsm8k.nll.overall": 0.4, "arc.nll.overall": -0.4}
 
 
+@pytest.mark.slow
 def test_a_logged_model_whose_registration_was_lost_is_not_uploaded_again(
     tmp_path: Path, network: Network, uploads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +164,7 @@ def test_a_logged_model_whose_registration_was_lost_is_not_uploaded_again(
     assert [output.model_id for output in runs_of(tracker)["pipeline"].outputs.model_outputs] == uploads
 
 
+@pytest.mark.slow
 def test_an_uploaded_model_names_its_version_and_has_no_metric_of_before_its_training(
     tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +189,7 @@ def test_an_uploaded_model_names_its_version_and_has_no_metric_of_before_its_tra
     assert sorted(output.model_id for output in outputs) == sorted(model.model_id for model in models)
 
 
+@pytest.mark.slow
 def test_names_that_mlflow_refuses_are_changed(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("evaluate", tmp_path, {}) as run:

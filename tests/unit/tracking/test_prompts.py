@@ -36,6 +36,7 @@ def linked_from(run: Run, tracker: Tracker) -> list[str]:
     return [prompt["version"] for prompt in linked]
 
 
+@pytest.mark.slow
 def test_a_text_has_one_version_and_every_run_is_linked_to_its_own(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     client, linked = tracker.client, {}
@@ -50,6 +51,7 @@ def test_a_text_has_one_version_and_every_run_is_linked_to_its_own(tmp_path: Pat
     assert tracker.failures == 0
 
 
+@pytest.mark.slow
 def test_the_run_of_the_whole_lists_a_prompt_once(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("pipeline", tmp_path, {}) as parent:
@@ -59,6 +61,7 @@ def test_the_run_of_the_whole_lists_a_prompt_once(tmp_path: Path, network: Netwo
     assert linked_from(run, tracker) == linked_from(parent, tracker) == ["1"]
 
 
+@pytest.mark.slow
 def test_the_experiment_lists_its_prompts_and_no_other_one_does(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("judge", tmp_path, {}) as run:
@@ -75,6 +78,7 @@ def test_experiments_of_a_prompt_are_listed_once() -> None:
     assert with_experiment(",10,", "1") == ",10,1,"
 
 
+@pytest.mark.slow
 def test_a_prompt_waits_for_a_server_that_is_away_and_is_registered_once(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("elicit", tmp_path, {}) as run:
@@ -87,6 +91,7 @@ def test_a_prompt_waits_for_a_server_that_is_away_and_is_registered_once(tmp_pat
     assert linked_from(run, tracker) == ["1"]
 
 
+@pytest.mark.slow
 def test_a_server_without_a_registry_costs_a_counted_warning(
     tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -103,6 +108,7 @@ def test_a_server_without_a_registry_costs_a_counted_warning(
     assert tracker.client.get_run(run.id).data.metrics == {"rows": 3.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("known", "owner", "call"),
     [
@@ -144,6 +150,7 @@ def test_two_pipelines_that_register_a_text_at_once_share_its_version(
     assert set(client.get_prompt(NAME).tags[PROMPT_EXPERIMENTS].strip(",").split(",")) >= set(experiments[1:])
 
 
+@pytest.mark.slow
 def test_secrets_in_a_prompt_are_masked(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "planted-secret-value")
     tracker = tracker_of(tmp_path)

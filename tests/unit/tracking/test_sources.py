@@ -51,6 +51,7 @@ def test_files_are_of_the_kind_of_their_address(tmp_path: Path, network: Network
     assert source.uri == path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_working_folder", [True, False])
 def test_what_is_in_an_output_at_a_uri_is_named_there(tmp_path: Path, empty_store: Path, is_working_folder: bool) -> None:
     """Others have no working folder, and this machine may clear it."""
@@ -75,21 +76,25 @@ def test_what_is_in_an_output_at_a_uri_is_named_there(tmp_path: Path, empty_stor
     assert (places["rows"].source_type, places["more"].source_type) == ("local", "http")
 
 
+@pytest.mark.slow
 def test_a_web_address(tmp_path: Path, network: Network) -> None:
     source = mlflow.data.get_source(logged(tmp_path, "https://host/rows.csv", None))
     assert isinstance(source, HTTPDatasetSource) and source.url == "https://host/rows.csv"
 
 
+@pytest.mark.slow
 def test_a_data_set_on_the_hub(tmp_path: Path, network: Network) -> None:
     source = mlflow.data.get_source(logged(tmp_path, "owner/name", HUB))
     assert isinstance(source, HuggingFaceDatasetSource)
     assert {"path": source.path, **HUB} == {"path": "owner/name", **{name: getattr(source, name) for name in HUB}}
 
 
+@pytest.mark.slow
 def test_generated_rows(tmp_path: Path, network: Network) -> None:
     assert isinstance(mlflow.data.get_source(logged(tmp_path, "demo", None)), CodeDatasetSource)
 
 
+@pytest.mark.slow
 def test_another_address_keeps_its_scheme(tmp_path: Path, network: Network) -> None:
     assert logged(tmp_path, "hf://datasets/owner/name/rows.parquet", None).source_type == "hf"
 

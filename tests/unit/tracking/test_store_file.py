@@ -10,6 +10,7 @@ from ual_ray.errors import UserError
 from ual_ray.tracking.tracker import Tracker
 
 
+@pytest.mark.slow
 def test_a_store_that_was_interrupted_while_it_was_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(path: Path, target: Path) -> None:
         raise KeyboardInterrupt
@@ -23,6 +24,7 @@ def test_a_store_that_was_interrupted_while_it_was_made_is_made_again(tmp_path: 
     assert (tmp_path / "mlflow.db").is_file() and not [*tmp_path.glob("*.part")]
 
 
+@pytest.mark.slow
 def test_a_store_that_another_command_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = Path.hardlink_to
 
@@ -50,6 +52,7 @@ def test_a_store_is_made_where_there_are_no_hard_links(tmp_path: Path, monkeypat
         assert found.experiment_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["50%", "ä b#c&d'e\"f", "%zz"])
 def test_the_store_is_in_its_folder_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name

@@ -25,6 +25,7 @@ def found(tracker: Tracker, run: Run) -> list[Any]:
     return list(tracker.client.search_traces(locations=[tracker.experiment_id], run_id=run.id))
 
 
+@pytest.mark.slow
 def test_a_trace_has_its_calls_with_prompt_reply_and_finish_reason(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("elicit", tmp_path, {}) as run:
@@ -45,6 +46,7 @@ def test_a_trace_has_its_calls_with_prompt_reply_and_finish_reason(tmp_path: Pat
     assert logged["a"].info.request_preview == '{"row": "a"}'
 
 
+@pytest.mark.slow
 def test_the_trace_of_a_row_that_failed_says_so(tmp_path: Path, network: Network) -> None:
     failed, fine = trace("a"), trace("b")
     failed["spans"][0]["outputs"] = {"uncertainty": None, "status": "quarantined", "error": "parse: no number"}
@@ -56,6 +58,7 @@ def test_the_trace_of_a_row_that_failed_says_so(tmp_path: Path, network: Network
     assert states == {"a": ("ERROR", "ERROR"), "b": ("OK", "OK")}
 
 
+@pytest.mark.slow
 def test_traces_wait_for_a_server_that_is_away_and_are_logged_once(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("elicit", tmp_path, {}) as run:
@@ -69,6 +72,7 @@ def test_traces_wait_for_a_server_that_is_away_and_are_logged_once(tmp_path: Pat
     assert [span.outputs for span in one.data.spans if span.name == "p_true"] == [sampled(["No."], ["stop"])]
 
 
+@pytest.mark.slow
 def test_secrets_are_masked(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "planted-secret-value")
     tracker = tracker_of(tmp_path)
@@ -79,6 +83,7 @@ def test_secrets_are_masked(tmp_path: Path, network: Network, monkeypatch: pytes
     assert "It is *** at http://***@host/x" in one.to_json()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sampled_is_counted_and_stops_nothing(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("elicit", tmp_path, {}) as run:

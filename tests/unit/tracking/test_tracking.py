@@ -60,6 +60,7 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
+@pytest.mark.slow
 def test_a_store_that_answers_is_told_at_once(tmp_path: Path, network: Network) -> None:
     before = now()
     tracker = tracker_of(tmp_path)
@@ -83,6 +84,7 @@ def test_an_outage_is_kept_and_caught_up_in_order_with_its_time_stamps(tmp_path:
     assert not list((tracker.spool.folder / "files").iterdir())
 
 
+@pytest.mark.slow
 def test_an_outage_in_the_middle_of_a_run(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("train", tmp_path, {}) as run:
@@ -98,6 +100,7 @@ def test_an_outage_in_the_middle_of_a_run(tmp_path: Path, network: Network) -> N
     assert run.id == run_id
 
 
+@pytest.mark.slow
 def test_the_next_command_sends_what_an_earlier_one_left(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     network.away = True
@@ -124,6 +127,7 @@ def test_the_next_command_sends_what_an_earlier_one_left(tmp_path: Path, network
     assert found.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_catch_up_sends_it_without_a_command(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     network.away = True
@@ -142,6 +146,7 @@ def test_catch_up_sends_it_without_a_command(tmp_path: Path, network: Network) -
         catch_up(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_lost_opens_no_second_run(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     network.loses_answers = True
@@ -153,6 +158,7 @@ def test_an_answer_that_is_lost_opens_no_second_run(tmp_path: Path, network: Net
     assert runs_of(tracker)["train"].info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_refusal_is_counted_kept_and_does_not_block(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("train", tmp_path, {}) as run:
@@ -170,6 +176,7 @@ def test_a_refusal_is_counted_kept_and_does_not_block(tmp_path: Path, network: N
     assert runs_of(tracker)["train"].data.metrics == {"good": 1.0}
 
 
+@pytest.mark.slow
 def test_an_operation_on_which_the_store_always_fails_is_given_up(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     network.fails_on = "tags"
@@ -181,6 +188,7 @@ def test_an_operation_on_which_the_store_always_fails_is_given_up(tmp_path: Path
     assert runs_of(tracker)["train"].data.metrics == {"nll": 1.0}
 
 
+@pytest.mark.slow
 def test_a_deleted_run_is_opened_anew(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("train", tmp_path, {}) as first:
@@ -241,6 +249,7 @@ def test_an_interrupt_while_a_run_is_opened_leaves_none_running(
     assert {name: run.info.status for name, run in runs_of(tracker).items()} == ({"x": "KILLED"} if applied else {})
 
 
+@pytest.mark.slow
 def test_ways_to_end(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     for error, status in ((ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")):
@@ -249,6 +258,7 @@ def test_ways_to_end(tmp_path: Path, network: Network) -> None:
         assert tracker.client.get_run(run.id).info.status == status
 
 
+@pytest.mark.slow
 def test_only_what_its_holder_left_open_is_ended_for_it(tmp_path: Path, network: Network) -> None:
     from ual_ray.tracking import HOLDER
 
@@ -295,6 +305,7 @@ def test_a_deleted_experiment_is_refused_at_the_start(tmp_path: Path, empty_stor
         Tracker(TrackingConfig(uri=uri, experiment="gone"), tmp_path)
 
 
+@pytest.mark.slow
 def test_two_pipelines_may_create_one_experiment(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     first, second = Store(uri, "shared", None), Store(uri, "shared", None)
@@ -310,6 +321,7 @@ def test_two_pipelines_may_create_one_experiment(tmp_path: Path, network: Networ
     assert first.experiment_id == second.experiment_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("away", [False, True])
 def test_a_resumed_run_keeps_its_steps_together_when_its_experiment_has_another_name(
     tmp_path: Path, network: Network, away: bool

@@ -68,6 +68,7 @@ def test_kill_9_leaves_no_run_running(held: Any, tmp_path: Path) -> None:
     assert status(tmp_path, run_id) == "KILLED"
 
 
+@pytest.mark.slow
 def test_an_orderly_end_is_not_touched(tmp_path: Path) -> None:
     tracker = Tracker(TrackingConfig(), tmp_path)
     with tracker.run("train", tmp_path, {}) as run, watched(TrackingConfig(), tracker.uri, [run]):
@@ -75,6 +76,7 @@ def test_an_orderly_end_is_not_touched(tmp_path: Path) -> None:
     assert status(tmp_path, run.id) == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_reopened_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker(TrackingConfig(), tmp_path)
     run = tracker.client.create_run(tracker.experiment_id, tags={HOLDER: "another:1"})

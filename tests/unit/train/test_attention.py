@@ -72,6 +72,7 @@ def test_unpacked_batches_with_padding_are_the_same(family_folder: Any) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from([None, 1, 3, 20]), st.integers(1, 2))
 def test_every_token_attends_within_its_sample_and_window(lengths: list[int], window: int | None, groups: int) -> None:
     tokens, size = sum(lengths), 4
@@ -125,6 +126,7 @@ def test_auto_takes_it_for_packs_on_a_cpu(
     assert use_varlen(model, TrainConfig(attention=attention, packing=packing), torch.device(device)) == expected
 
 
+@pytest.mark.slow
 def test_a_model_that_loses_the_lengths_of_samples_computes_packs_with_a_mask(family_folder: Any, group: None) -> None:
     folder, mesh = family_folder("nemotron"), make_mesh(VARLEN, CPU)
     with pytest.raises(UserError, match=r"varlen does not support Nemotron.*\n.*do not pass the lengths of samples on"):
@@ -135,6 +137,7 @@ def test_a_model_that_loses_the_lengths_of_samples_computes_packs_with_a_mask(fa
     torch.testing.assert_close(packed.loss, apart.loss, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_masks_are_made_for_a_model_that_makes_them_without_the_positions(
     compiled: bool, family_folder: Any, group: None

@@ -84,6 +84,7 @@ def dtypes(model: SmoothedCausalLM) -> set[tuple[torch.dtype, bool]]:
     return {(parameter.dtype, parameter.requires_grad) for parameter in model.parameters()}
 
 
+@pytest.mark.slow
 def test_it_computes_in_float32_what_the_rounded_weights_give(stored: dict[str, Path]) -> None:
     low, exact = make(stored["float32"], "bfloat16")[0], make(stored["rounded"], "float32")[0]
     assert dtypes(low) == {(torch.bfloat16, False), (torch.float32, True)}
@@ -94,6 +95,7 @@ def test_it_computes_in_float32_what_the_rounded_weights_give(stored: dict[str, 
     assert {value.dtype for value in found.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_it_is_near_a_base_that_was_not_rounded(stored: dict[str, Path]) -> None:
     (loss, found), (expected, wanted) = (gradients(make(stored["float32"], base)[0]) for base in ("bfloat16", "float32"))
     # Eight bits of a weight's fraction are kept: an error of at most 0.4% in each.
@@ -102,6 +104,7 @@ def test_it_is_near_a_base_that_was_not_rounded(stored: dict[str, Path]) -> None
     assert distance < 0.02 * torch.stack([value.norm() for value in wanted.values()]).norm()
 
 
+@pytest.mark.slow
 def test_in_bfloat16_arithmetic_no_bit_depends_on_how_the_base_is_held(stored: dict[str, Path]) -> None:
     both = [make(stored["bfloat16"], base, "bfloat16") for base in ("auto", "float32")]
     assert dtypes(both[0][0]) == {(torch.bfloat16, False), (torch.float32, True)}
@@ -146,6 +149,7 @@ def test_auto_rounds_nothing(stored: dict[str, Path], base: Any, dtype: str, fol
     assert counted.has_low_precision == (held == torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "dtype", "held"),
     [
@@ -173,6 +177,7 @@ def test_no_bit_depends_on_how_the_copy_for_full_fine_tuning_is_held(
     assert loss == expected and all(torch.equal(found[name], value) for name, value in wanted.items()) and wanted
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_what_was_held(stored: dict[str, Path], tmp_path: Path) -> None:
     merged = []
     for number, (folder, base) in enumerate([("float32", "bfloat16"), ("rounded", "float32")]):

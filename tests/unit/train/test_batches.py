@@ -31,6 +31,7 @@ def sample(name: str, ids: list[int], labels: list[int], alpha: float, uncertain
     return Sample(name, np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32), alpha, uncertainty_bin)
 
 
+@pytest.mark.slow
 @given(LENGTHS, st.integers(1, 3), st.integers(1, 20), st.integers(1, 5), st.integers(1, 4), st.integers(0, 9), PACKING)
 def test_every_row_comes_once_per_epoch_and_ranks_have_equal_numbers_of_micro_batches(
     lengths: list[int], epochs: int, global_batch: int, micro_batch: int, world_size: int, seed: int, packing: bool
@@ -58,6 +59,7 @@ def test_every_row_comes_once_per_epoch_and_ranks_have_equal_numbers_of_micro_ba
         assert laid_out.target_tokens(step) == sum(lengths[row] - 1 for row in laid_out.rows(step))
 
 
+@pytest.mark.slow
 @given(LENGTHS, st.integers(0, 9), PACKING)
 def test_a_step_holds_the_same_sequences_at_any_world_size_and_micro_batch(
     lengths: list[int], seed: int, packing: bool

@@ -57,6 +57,7 @@ def equal(one: Any, two: Any) -> bool:
     return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
 
 
+@pytest.mark.slow
 def test_what_is_saved_comes_back_to_the_last_bit(group: None, filesystem: Any, tmp_path: Path) -> None:
     model, optimizer = trained()
     checkpoints = Checkpoints(*filesystem, keep=1)
@@ -130,6 +131,7 @@ def test_another_training_gives_weights_and_moments_and_no_settings(group: None,
         checkpoints.load_other(str(first), part, torch.optim.AdamW(part.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("used", [True, False], ids=["some weights are used", "every update was skipped"])
 def test_weights_that_no_step_has_used_are_resumed_without_moments(used: bool, group: None, tmp_path: Path) -> None:
     """Such as a vision tower in training on texts: AdamW makes moments of a weight at its first gradient."""
@@ -204,6 +206,7 @@ def test_training_goes_on_while_it_is_written(group: None, tmp_path: Path, monke
     assert equal(dict(other.state_dict()), expected), "the weights at the time of the save"
 
 
+@pytest.mark.slow
 def test_the_newest_and_the_best_stay(group: None, filesystem: Any, tmp_path: Path) -> None:
     model, optimizer = trained()
     checkpoints = Checkpoints(*filesystem, keep=2)
@@ -213,6 +216,7 @@ def test_the_newest_and_the_best_stay(group: None, filesystem: Any, tmp_path: Pa
     assert names(tmp_path / "checkpoints") == ["step-00000020", "step-00000040", "step-00000050"]
 
 
+@pytest.mark.slow
 def test_half_a_checkpoint_does_not_count_and_is_removed(group: None, filesystem: Any, tmp_path: Path) -> None:
     model, optimizer = trained()
     checkpoints = Checkpoints(*filesystem, keep=3)
@@ -226,6 +230,7 @@ def test_half_a_checkpoint_does_not_count_and_is_removed(group: None, filesystem
     assert names(tmp_path / "checkpoints") == ["", "step-00000010"], "what is not ours stays"
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_is_told_of(group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Any:
         raise OSError("no space left on device")
@@ -265,6 +270,7 @@ def test_the_choice_of_what_goes_is_a_function() -> None:
     assert [old.progress.step for old in outdated(saved, 1, None)] == [10, 20, 30]
 
 
+@pytest.mark.slow
 def test_what_progress_says_is_plain_json(group: None, tmp_path: Path) -> None:
     model, optimizer = trained()
     checkpoints = Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path), keep=1)

@@ -106,6 +106,7 @@ def test_products_of_experts_are_counted() -> None:
     assert counter.get_total_flops() == 3 * forward, FIX
 
 
+@pytest.mark.slow
 def test_marked_tensors_share_a_graph_whatever_their_sizes() -> None:
     graphs: list[torch.fx.GraphModule] = []
 

@@ -68,6 +68,7 @@ def test_every_file_of_an_exported_model_is_checked(model: Path) -> None:
     assert model_fingerprint(str(model)) == before
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_model_that_lacks_a_file_is_refused_and_one_with_another_card_is_not(model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     (copy / CARD).write_text("# My own card")
@@ -87,6 +88,7 @@ def test_the_list_is_one_that_other_tools_read(model: Path) -> None:
     assert found.returncode == 0 and found.stdout.count(": OK\n") == len(read_sums(model))
 
 
+@pytest.mark.slow
 def test_adapters_are_checked_too(family_folder: Any, tmp_path: Path) -> None:
     from ual_ray.config import LoraConfig
 
@@ -162,6 +164,7 @@ def test_a_checkpoint_that_lacks_a_file_is_damaged(saved: tuple[str, Path], capl
     assert found is not None and found.progress.step == 1 and "__0_0.distcp of checksums.sha256 is missing" in caplog.text
 
 
+@pytest.mark.slow
 def test_without_an_intact_checkpoint_all_are_named_and_none_is_removed(saved: tuple[str, Path]) -> None:
     kind, root = saved
     for step in (1, 2):
@@ -183,6 +186,7 @@ def test_a_storage_that_does_not_answer_is_no_damage(saved: tuple[str, Path], mo
     assert len([*root.glob("*/progress.json")]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_checkpoint_of_an_earlier_version_is_taken_unless_its_progress_is_damaged(
     saved: tuple[str, Path], *, cut: bool
@@ -195,6 +199,7 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_unless_its_progress_is_dama
     assert found is not None and found.progress.step == (1 if cut else 2)
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_by_name_is_refused_when_it_is_damaged(saved: tuple[str, Path], tmp_path: Path) -> None:
     kind, root = saved
     checkpoints = opened(kind, root)
@@ -226,6 +231,7 @@ class Forged:
         return os.mkdir, (str(self.folder),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["metadata", "numbers"])
 def test_a_forged_checkpoint_runs_no_code(saved: tuple[str, Path], tmp_path: Path, where: str) -> None:
     kind, root = saved
@@ -259,6 +265,7 @@ class OlderPickler(pickle.Pickler):
         return (getattr, self.instead or (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
 
 
+@pytest.mark.slow
 def test_checkpoints_of_older_pythons_are_read(saved: tuple[str, Path]) -> None:
     kind, root = saved
     folder = step_folder(root, 2)
@@ -302,6 +309,7 @@ def rendered(tmp_path: Path, family_folder: Any) -> tuple[Any, Path]:
     return again, tmp_path / "out" / TOKENS_FOLDER
 
 
+@pytest.mark.slow
 def test_rendered_rows_are_checked_before_they_are_mapped(rendered: tuple[Any, Path]) -> None:
     """A changed offset of Arrow's would end the process."""
     _, folder = rendered
@@ -316,6 +324,7 @@ def test_rendered_rows_are_checked_before_they_are_mapped(rendered: tuple[Any, P
     check_store(folder)
 
 
+@pytest.mark.slow
 def test_damaged_rendered_rows_are_rendered_again(rendered: tuple[Any, Path], caplog: pytest.LogCaptureFixture) -> None:
     again, folder = rendered
     counts, before = again(), {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -328,6 +337,7 @@ def test_damaged_rendered_rows_are_rendered_again(rendered: tuple[Any, Path], ca
         assert f"{folder}" in caplog.text and name in caplog.text
 
 
+@pytest.mark.slow
 def test_rendered_rows_of_an_earlier_version_are_taken_as_they_are(rendered: tuple[Any, Path]) -> None:
     again, folder = rendered
     (folder / SUMS_FILE).unlink()

@@ -60,6 +60,7 @@ def test_what_is_exported_is_what_was_loaded(any_family: str, family_folder: Any
     assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "gpt2", "phi3"])
 def test_adapters_are_merged_as_peft_merges_them(family: str, family_folder: Any, tmp_path: Path) -> None:
     folder = family_folder(family)
@@ -74,6 +75,7 @@ def test_adapters_are_merged_as_peft_merges_them(family: str, family_folder: Any
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(before)
 
 
+@pytest.mark.slow
 def test_large_models_are_written_in_several_files(family_folder: Any, tmp_path: Path) -> None:
     folder, out = family_folder("llama_untied"), tmp_path / "out"
     export(load(folder), Export(str(folder), "# card", shard_bytes=30_000), out)

@@ -100,6 +100,7 @@ def steps(data: Path, source: Path) -> tuple[list[Weights], list[float]]:
     return weights, losses
 
 
+@pytest.mark.slow
 def test_the_oracle_has_a_best_step_between_others(steps: tuple[list[Weights], list[float]]) -> None:
     _, losses = steps
     assert len(losses) == STEPS + 1
@@ -249,6 +250,7 @@ def test_without_the_best_nothing_is_exported(train: Train, begin: Any, tmp_path
     assert train(export="last").exported == STEPS
 
 
+@pytest.mark.slow
 def test_without_a_finite_validation_there_is_no_best(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop.Training, "validate", lambda training: {col.VALIDATION_LOSS: float("nan")})
     with pytest.raises(UserError, match="no validation had a finite loss"):
@@ -256,6 +258,7 @@ def test_without_a_finite_validation_there_is_no_best(train: Train, tmp_path: Pa
     assert not (tmp_path / col.MODEL_FOLDER).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"epochs": 3}, {"global_batch_size": 4}])
 def test_checkpoints_of_another_training_are_refused(train: Train, begin: Any, changes: Any, tmp_path: Path) -> None:
     begin(BEST + 1, export="best")

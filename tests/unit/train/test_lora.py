@@ -21,6 +21,7 @@ def adapted(folder: Any, **settings: Any) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_all_linear_layers_but_the_head_get_an_adapter(any_family: str, family_folder: Any) -> None:
     linear = set(linear_layers(empty_model(str(family_folder(any_family)))))
     model = adapted(family_folder(any_family))

@@ -59,6 +59,7 @@ class TestDefinition:
 
         assert torch.autograd.gradcheck(loss, [inputs[name] for name in names])
 
+    @pytest.mark.slow
     @settings(max_examples=80, deadline=None)
     @given(
         tokens=st.integers(0, 7),

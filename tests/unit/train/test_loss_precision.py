@@ -79,6 +79,7 @@ class TestPrecision:
         uniform = -alpha / size * inputs["hidden"].detach()[target].bfloat16().float().sum(0)
         torch.testing.assert_close((found - base)[others], uniform.expand(int(others.sum()), -1), rtol=0.02, atol=1e-7)
 
+    @pytest.mark.slow
     def test_gradients_of_many_chunks_add_up_in_float32(self) -> None:
         """A bfloat16 sum of equal terms stops growing at the 256th."""
         one = make_inputs(tokens=1, dtype=torch.bfloat16)

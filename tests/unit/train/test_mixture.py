@@ -43,6 +43,7 @@ def drawn(laid_out: StepPlan) -> list[Counter[int]]:
     ]
 
 
+@pytest.mark.slow
 @given(SIZES, st.data(), st.booleans(), st.integers(0, 5), st.integers(1, 3))
 def test_an_epoch_draws_each_source_by_its_weight_and_its_rows_equally_often(
     sizes: list[int], data: st.DataObject, packing: bool, seed: int, world_size: int

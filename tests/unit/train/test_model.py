@@ -51,6 +51,7 @@ def plain_loss(model: Any, samples: list[Sample]) -> torch.Tensor:
     return total
 
 
+@pytest.mark.slow
 def test_the_loss_and_its_gradients_are_those_of_the_models_own_logits(any_family: str, family_folder: Any) -> None:
     model, other = load(family_folder(any_family)), load(family_folder(any_family)).model
     samples = make_samples()
@@ -106,6 +107,7 @@ def moved(causal_lm: Any) -> Any:
     return causal_lm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "way"),
     [
@@ -175,6 +177,7 @@ def test_packing_is_allowed_in_any_dtype(packable: str, dtype: torch.dtype, fami
     check_loss(computing_in(dtype, load(family_folder(packable))), CPU, packing=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("leaky", ["opt", "bloom"])
 def test_a_model_whose_packs_leak_is_refused(leaky: str, dtype: torch.dtype, family_folder: Any) -> None:

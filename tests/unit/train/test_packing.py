@@ -42,6 +42,7 @@ def test_each_row_goes_where_a_plain_best_fit_decreasing_puts_it(lengths: np.nda
     assert sorted(sums) == sorted(left)
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1), max_size=9), st.lists(st.lists(st.integers(0, 99), min_size=1)))
 def test_sequences_are_as_lists_of_rows(first: list[list[int]], second: list[list[int]]) -> None:
     def held(lists: list[list[int]]) -> Sequences:
@@ -54,6 +55,7 @@ def test_sequences_are_as_lists_of_rows(first: list[list[int]], second: list[lis
     assert [*Sequences.alone(np.arange(3))] == [(0,), (1,), (2,)]
 
 
+@pytest.mark.slow
 def test_a_million_rows_take_few_bytes_each() -> None:
     lengths = np.random.default_rng(0).integers(2, 100, 10**6, dtype=np.int32)
     tracemalloc.start()

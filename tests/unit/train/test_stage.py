@@ -37,6 +37,7 @@ def test_what_the_work_gives_or_raises_comes_through() -> None:
         _in_thread(fail, lambda: None, 0)
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_time_to_save() -> None:
     stop, saved = threading.Event(), threading.Event()
 
@@ -52,6 +53,7 @@ def test_an_interrupt_leaves_time_to_save() -> None:
     assert saved.is_set()
 
 
+@pytest.mark.slow
 def test_but_no_more_than_was_granted() -> None:
     forever = threading.Event()
 
@@ -67,6 +69,7 @@ def test_but_no_more_than_was_granted() -> None:
         forever.set()
 
 
+@pytest.mark.slow
 def test_training_in_a_thread_of_its_own_is_told_when_the_command_ends() -> None:
     stop, saved = threading.Event(), threading.Event()
 
@@ -81,6 +84,7 @@ def test_training_in_a_thread_of_its_own_is_told_when_the_command_ends() -> None
     assert saved.is_set()
 
 
+@pytest.mark.slow
 def test_a_failure_while_saving_does_not_hide_the_interrupt() -> None:
     stop = threading.Event()
 

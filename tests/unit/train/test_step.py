@@ -146,6 +146,7 @@ def test_a_training_that_is_no_trial_is_registered_in_its_own_run(runs: Runs) ->
     assert (runs.trained, runs.registered) == (1, ["ual-ual"])
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverged_is_not_trained_again_until_something_changes(runs: Runs) -> None:
     runs.error = DivergedError("the loss is nan", fix="another rate")
     for _ in range(2):

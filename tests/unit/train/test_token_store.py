@@ -169,6 +169,7 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         TokenStore.open(tmp_path / "tokens", col.TRAIN)
 
 
+@pytest.mark.slow
 def test_tokens_stay_in_the_file(write_store: WriteStore) -> None:
     before = pa.total_allocated_bytes()
     store = TokenStore.open(write_store([token_row(str(n), 20_000) for n in range(50)]), col.TRAIN)

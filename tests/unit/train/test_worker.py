@@ -110,6 +110,7 @@ def test_a_rank_of_another_machine_reads_and_writes_by_the_driver_alone(
     assert (stopped.ending, stopped.step) == ("stopped", 1)
 
 
+@pytest.mark.slow
 def test_it_trains_measures_and_exports(tokens: Path, family_folder: Any, tmp_path: Path) -> None:
     outcome = train(tokens, family_folder("llama"), tmp_path / "out")
     assert (outcome.ending, outcome.step, outcome.exported) == ("finished", 6, 6)
@@ -136,6 +137,7 @@ def test_a_validation_takes_as_many_tokens_as_allowed_and_training_takes_all(tok
     assert [sizes(most) for most in (None, 10_000, 1)] == [[12, 4], [12, 4], [12, 1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "refused"), [("gpt2", True), ("opt", True), ("llama", False)])
 def test_rows_beyond_a_models_table_of_positions_are_refused(
     tokens: Path, family_folder: Any, tmp_path: Path, family: str, refused: bool
@@ -248,6 +250,7 @@ def own_numbers(folder: Path, alpha: float, weight: float) -> Path:
     return folder / "arm.parquet"
 
 
+@pytest.mark.slow
 def test_weights_of_zero_train_nothing(tokens: Path, family_folder: Any, tmp_path: Path) -> None:
     arm = own_numbers(tmp_path, 0.1, 0.0)
     assert train(tokens, family_folder("llama"), tmp_path / "out", arm).ending == "finished"

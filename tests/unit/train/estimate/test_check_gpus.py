@@ -85,6 +85,7 @@ def test_a_gpu_of_unknown_speed_is_judged_by_its_memory(model: str, monkeypatch:
             dry_run.check_gpus(config)
 
 
+@pytest.mark.slow
 def test_a_model_that_evaluating_gpus_cannot_hold_is_refused_before_training(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

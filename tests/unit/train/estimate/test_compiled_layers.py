@@ -45,6 +45,7 @@ def test_compiled_layers_keep_less_than_is_counted(model: str) -> None:
     assert 0.5 * counted.kept < real < 0.9 * counted.kept
 
 
+@pytest.mark.slow
 def test_a_compiler_takes_host_memory_of_every_worker(model: str) -> None:
     causal_lm = empty_model(model)
     parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "float32", 2, 64, packed=False)
@@ -60,6 +61,7 @@ def test_a_compiler_takes_host_memory_of_every_worker(model: str) -> None:
     assert after - before == 3 * COMPILER_BYTES
 
 
+@pytest.mark.slow
 def test_what_compiling_changes_is_stated(model: str, tmp_path: Path) -> None:
     rows = write(tmp_path / "smoothed.parquet", [20] * 40)
     texts = [dict(lines(dry_run(settings(model, f"train.compile={on}"), rows))) for on in ("false", "true")]

@@ -22,6 +22,7 @@ from ual_ray.train.estimate.text import show
 # --- rows and steps --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sample_stands_for_all_rows(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [1, 30] * 100)
     every = sample_rows(settings(model), smoothed)
@@ -40,6 +41,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_message(tmp_path: Path, monke
         dry_run.dry_run(settings("nobody/nothing"), tmp_path)
 
 
+@pytest.mark.slow
 def test_dropped_rows_are_counted_and_none_left_is_an_error(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [1] * 30 + [200] * 10)
     config = settings(model, "train.max_length=64", "train.overlong=drop")
@@ -67,6 +69,7 @@ def with_sources(smoothed: Path, names: list[str]) -> Path:
     return smoothed
 
 
+@pytest.mark.slow
 def test_a_mixture_is_told_by_source(model: str, tmp_path: Path) -> None:
     smoothed = with_sources(write(tmp_path / "smoothed.parquet", [5] * 30 + [20] * 10), ["chat"] * 30 + ["math"] * 10)
     plain = dry_run.dry_run(settings(model), smoothed)
@@ -115,6 +118,7 @@ def test_the_largest_micro_batch_is_that_of_the_plan(model: str, tmp_path: Path,
 # --- devices, time, advice -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_time_follows_the_peak(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
     slow, fast = (dry_run.dry_run(settings(model, f"train.peak_tflops={peak}"), smoothed) for peak in (1, 2))
@@ -144,6 +148,7 @@ def test_smoothing_towards_the_base_costs_another_forward_pass(model: str, tmp_p
     assert base.memory.parts["loss"] - plain.memory.parts["loss"] > states
 
 
+@pytest.mark.slow
 def test_validation_has_its_share_of_the_time(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
     rows = half_held_out(smoothed)
@@ -192,6 +197,7 @@ def test_validation_rows_are_counted_as_those_of_training(model: str, tmp_path: 
         dry_run.dry_run(settings(model, "train.export=best"), smoothed, None, smoothed)
 
 
+@pytest.mark.slow
 def test_this_machines_cpu_is_measured() -> None:
     found = devices.find_device(load(None, ["train.dtype=float32"]))
     assert found.memory and found.flops > 0 and "measured here" in found.speed_from
@@ -222,6 +228,7 @@ def test_what_does_not_fit_says_which_key_to_change(model: str, tmp_path: Path, 
     assert any("No settings make it fit" in text for text in hopeless.advice)
 
 
+@pytest.mark.slow
 def test_padding_idle_workers_and_positions_are_warned_about(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [1, 100] * 20)
     one_batch = ["train.num_workers=1", "train.micro_batch_size=40", "train.global_batch_size=40"]
@@ -247,6 +254,7 @@ def test_it_plans_with_the_dtype_that_is_faster_here(model: str, tmp_path: Path,
 # --- printing --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_is_printed(model: str, tmp_path: Path) -> None:
     console = Console(record=True, width=200)
     show(dry_run.dry_run(settings(model), write(tmp_path / "smoothed.parquet", [20] * 40)), console)

@@ -50,6 +50,7 @@ def test_only_adapters_are_trained_with_lora(model: str) -> None:
 # --- the forward pass ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("rank", [None, 2])
 def test_counted_activations_are_those_that_real_tensors_keep(model: str, packed: bool, rank: int | None) -> None:
@@ -81,6 +82,7 @@ def test_counted_activations_are_those_that_real_tensors_keep(model: str, packed
     assert counted.kept == pytest.approx(real, rel=0.02)
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_the_products(model: str) -> None:
     rows, length = 2, 64
     found = forward_pass(empty_model(model), "bfloat16", rows, length, packed=False)
@@ -89,6 +91,7 @@ def test_operations_are_those_of_the_products(model: str) -> None:
     assert found.flops == pytest.approx(products + attention, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_token_meets_only_its_experts(family_folder: Any) -> None:
     """Two layers of width 32: four heads of 8, keys and values of two; a router of 4 experts, 2 of them met, of width 16."""
     rows, length = 2, 64
@@ -97,6 +100,7 @@ def test_a_token_meets_only_its_experts(family_folder: Any) -> None:
     assert found.flops == pytest.approx(products + 2 * 2 * 2 * rows * length * length * 32, rel=0.02)
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_the_layers_inputs_and_one_layer(model: str) -> None:
     found = forward_pass(empty_model(model), "float32", 4, 128, packed=False)
     inputs = LAYERS * 4 * 128 * WIDTH * 4
@@ -112,6 +116,7 @@ def test_checkpointing_keeps_the_layers_inputs_and_one_layer(model: str) -> None
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "part", "ratio"),
     [
@@ -156,6 +161,7 @@ def test_the_check_before_a_run_needs_what_the_estimate_has_without_activations(
     assert least_bytes(parameters.total, train) <= workers * state < workers * memory.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["float32", "bfloat16"])
 def test_a_frozen_base_takes_what_it_is_held_in(model: str, tmp_path: Path, base: str) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
@@ -172,6 +178,7 @@ def test_a_frozen_base_takes_what_it_is_held_in(model: str, tmp_path: Path, base
     assert 0.9 < at_least / (found.config.train.num_workers * state) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "there"), [([], 1), (["train.gpus_per_worker=1"], 1), (["train.gpus_per_worker=1", "train.cpu_offload=true"], 0)]
 )
