@@ -327,7 +327,7 @@ def calls() -> Iterator[tuple[str, str]]:
         (known.test_a_changed_setting_asks_only_what_it_concerns, ()),
         (known.test_sampled_replies_are_read_anew_without_being_asked_for, known.SAMPLED),
     ):
-        (mark,) = test.pytestmark
+        (mark,) = (mark for mark in test.pytestmark if mark.name == "parametrize")
         for change, _ in mark.args[1]:
             with tempfile.TemporaryDirectory() as folder:
                 known.score(known.config_of(*start), Path(folder), "first")
