@@ -149,6 +149,10 @@ def explain(root: type[Section], problem: Mapping[str, Any]) -> str:
     """Describe one of pydantic's errors about `root`: the key, what it got, what is expected."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
+    name, colon, value = location[-1].rpartition(":") if location else ("", "", "")
+    if colon and value and problem["input"] is None:
+        right = f"write '{name}: {value}', with a space behind the colon"
+        return str(UserError("a key without a value", got=key, expected="KEY: VALUE", fix=right))
     if problem["type"] == "extra_forbidden":
         return _explain_unknown(root, location)
     if problem["type"] == "value_error":  # keys of a section that do not go together; the message names them

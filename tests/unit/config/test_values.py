@@ -97,6 +97,25 @@ def test_a_name_that_is_too_long_is_an_error(override: str, says: str) -> None:
         load(overrides=[override])
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "right"),
+    [
+        ("train.mixture={math:2}", "train.mixture.math:2", "math: 2"),
+        ("train={epochs:3}", "train.epochs:3", "epochs: 3"),
+        ("arms={a: {map:linear}}", "arms.a.map:linear", "map: linear"),
+    ],
+)
+def test_a_colon_without_a_space_is_told_so(override: str, key: str, right: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=[override])
+    assert str(error.value).splitlines() == [
+        "a key without a value",
+        f"  got: {key}",
+        "  expected: KEY: VALUE",
+        f"  fix: write '{right}', with a space behind the colon",
+    ]
+
+
 def test_a_value_that_is_nearly_right_is_told_so() -> None:
     with pytest.raises(UserError) as error:
         load(overrides=["train.dtype=bf16"])
